@@ -1,0 +1,279 @@
+"""`FeatureLayer`: a base layer with a PEFT layer, hosted on the identity, on one side of it.
+
+What PEFT, transformers and diffusers see is one `BaseTunerLayer` at the place of the base layer. The hosted layer
+is its child, but hidden from `modules()`: the loops over adapter layers in those libraries would otherwise meet it a
+second time and merge it into the identity.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .action import phi_of
+from .base_layer import BaseLayer, describe
+from .fused import fused_forward
+from .identity import IdentityLinear
+from .peft_internals import BaseTunerLayer, HostedLayer, QuantizationBackend, check_adapters_to_merge
+from .phi import Matrix
+from .spaces import Space
+
+# Arguments that PEFT's forward hooks add to a layer's call; they are the adapter's, not the base layer's.
+ADAPTER_ARGUMENTS = ("adapter_names", "alora_offsets")
+
+
+@dataclass(frozen=True)
+class Added:
+    """What merging has added to the base layer. Unmerging subtracts it again; Φ is never inverted."""
+
+    matrix: Matrix
+    bias: Tensor | None
+
+
+class FeatureLayer(nn.Module, BaseTunerLayer):
+    """y = W Φ(x) + b or y = Φ(W x + b), where Φ is a PEFT layer hosted on an identity linear (paper 002, Eq. 4).
+
+    Args:
+        base_layer: linear, convolution, embedding or quantised linear. It is called, never copied.
+        space: the side of the base layer on which Φ stands.
+        phi_name: the name of the child that holds the hosted layer, `<peft type in lower case>_phi`.
+        backend: PEFT's quantisation backend of the base layer, if it is quantised.
+
+    Raises:
+        ValueError: this kind of layer has no such space.
+    """
+
+    def __init__(
+        self, base_layer: nn.Module, space: Space, phi_name: str, backend: QuantizationBackend | None = None
+    ) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.space = space
+        self.phi_name = phi_name
+        self.quantization_backend = backend
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._added: Added | None = None
+        base = self.base
+        base.check(space)
+        self.feature_axis = base.feature_axis
+        self.features = space.width(base.in_features, base.out_features)
+        self.add_module(phi_name, IdentityLinear(self.features, beside=base_layer))
+
+    # ---- the parts
+
+    @property
+    def base(self) -> BaseLayer:
+        """The base layer as Φ sees it, described anew each time: quantisation backends replace the layer."""
+        return describe(self.get_base_layer(), self, self.quantization_backend)
+
+    @property
+    def hosted(self) -> HostedLayer:
+        """PEFT's own layer on the identity."""
+        return cast(HostedLayer, self._modules[self.phi_name])
+
+    @property
+    def hosts(self) -> tuple[HostedLayer, ...]:
+        """Every hosted layer: what is done to an adapter is done to all of them."""
+        return (self.hosted,)
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """All modules inside except the hosted layers themselves, see the head of this file."""
+        hidden = set(map(id, self.hosts))
+        for name, module in super().named_modules(memo, prefix, remove_duplicate):
+            if id(module) not in hidden:
+                yield name, module
+
+    def __getattr__(self, name: str) -> Any:
+        """Adapter state (`lora_A`, `scaling`, ...) is found where PEFT's own layers have it: on the layer."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_modules" not in self.__dict__ or self.__dict__.get("phi_name") not in self._modules:
+                raise  # not yet initialised, or being copied
+            return self._hosted_attribute(name)
+
+    def _hosted_attribute(self, name: str) -> Any:
+        return getattr(self.hosted, name)
+
+    def __repr__(self) -> str:
+        return f"{self.space.name}_ada." + super().__repr__()
+
+    # ---- what PEFT asks of an adapter layer, answered by the hosted layer
+
+    @property
+    def adapter_layer_names(self) -> tuple[str, ...]:  # type: ignore[override]  # class attributes in PEFT
+        return self.hosted.adapter_layer_names
+
+    @property
+    def other_param_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.hosted.other_param_names
+
+    @property
+    def frozen_peft_weight_names(self) -> dict[str, tuple[str, ...]]:  # type: ignore[override]
+        return self.hosted.frozen_peft_weight_names
+
+    @property
+    def _active_adapter(self) -> str | list[str]:
+        return self.hosted._active_adapter
+
+    @_active_adapter.setter
+    def _active_adapter(self, names: str | list[str]) -> None:
+        for hosted in self.hosts:
+            hosted._active_adapter = names
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        for hosted in self.hosts:
+            hosted.set_adapter(adapter_names, inference_mode=inference_mode)
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        for hosted in self.hosts:
+            hosted.set_requires_grad(adapter_names, requires_grad=requires_grad)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        for hosted in self.hosts:
+            hosted.delete_adapter(adapter_name)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        for hosted in self.hosts:
+            hosted.enable_adapters(enabled)
+        self._disable_adapters = not enabled
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        for hosted in self.hosts:
+            hosted._move_adapter_to_device_of_base_layer(adapter_name, device)
+
+    def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Called by stock tuners that meet this layer; ours address the hosted layer.
+
+        Raises:
+            ValueError: always, since a parameter-space adapter would silently become one in feature space.
+        """
+        raise ValueError(
+            f"This layer carries an adapter in {self.space.name} space, so {adapter_name!r}, an adapter of another "
+            "kind, cannot be added to it. Merge or unload the first one, or train both in one space."
+        )
+
+    # ---- forward
+
+    def phi(self, features: Tensor, **adapter_arguments: Any) -> Tensor:
+        """Φ along the feature axis; (..., d) for linears, (..., d, *positions) for convolutions."""
+        if self.feature_axis == -1:
+            return cast(Tensor, self.hosted(features, **adapter_arguments))
+        moved = self.hosted(features.movedim(self.feature_axis, -1), **adapter_arguments)
+        return cast(Tensor, moved.movedim(-1, self.feature_axis))
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        ours = {name: kwargs.pop(name) for name in ADAPTER_ARGUMENTS if name in kwargs}
+        if self.merged and ours.get("adapter_names") is not None:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters; call `unmerge_adapter` first."
+            )
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        if self.disable_adapters or self.merged:
+            return self.base_layer(x, *args, **kwargs)
+        if not (ours or args or kwargs):
+            fused = fused_forward(self, x)
+            if fused is not None:
+                return fused
+        return self.adapted(x, lambda z: self.base_layer(z, *args, **kwargs), ours)
+
+    def adapted(self, x: Tensor, base: Any, adapter_arguments: dict[str, Any]) -> Any:
+        """The adapted output, through PEFT's own code."""
+        return self.space.forward(base, lambda z: self.phi(z, **adapter_arguments), x)
+
+    # ---- merge
+
+    def folded(self, adapter_names: Sequence[str], weight: Tensor, bias: Tensor | None) -> Added:
+        """What these adapters add to a weight (out, in, *kernel) and a bias (out,)."""
+        phi = phi_of(self.hosted, adapter_names, weight)
+        matrix = self.space.matrix(weight)
+        return Added(self.space.fold(matrix, phi.delta), self.space.fold_bias(weight, bias, phi))
+
+    def _unmerged(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias without what is merged into them, in the dtype to calculate in."""
+        base = self.base
+        weight, bias = base.read(), base.bias
+        bias = None if bias is None else bias.detach().to(weight.dtype)
+        if self._added is not None:
+            weight = weight - self.space.weight(self._added.matrix.tensor(), tuple(weight.shape))
+            if bias is not None and self._added.bias is not None:
+                bias = bias - self._added.bias
+        return weight, bias
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """The update of the base weight, in the layout that the base layer stores (for PEFT's `convert_to_lora`)."""
+        weight, bias = self._unmerged()
+        matrix = self.folded([adapter_name], weight, bias).matrix.tensor()
+        return self.base.to_stored(self.space.weight(matrix, tuple(weight.shape)))
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether a LoRA without a bias can say the same: not where Φ moves a bias."""
+        moves_bias = self.space.name == "output" and self.base.bias is not None and bool(self.base.bias.any())
+        return self.feature_axis == -1 and not moves_bias
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Fold Φ into the base layer. Adapters add up, whether merged at once or one after another.
+
+        Args:
+            safe_merge: check the result for NaN and infinity before anything is changed.
+            adapter_names: the adapters to merge; by default the active ones.
+
+        Raises:
+            ValueError: the result is not finite, or this base layer cannot hold it. The layer is as it was.
+        """
+        names = [
+            name for name in check_adapters_to_merge(self, adapter_names) if name in self._get_available_adapters()
+        ]
+        if not names:
+            return
+        weight, bias = self._unmerged()
+        merged = [*self.merged_adapters, *names]
+        added = self.folded(merged, weight, bias)
+        update = self.space.weight(added.matrix.tensor(), tuple(weight.shape))
+        finite = update.isfinite().all() and (added.bias is None or added.bias.isfinite().all())
+        if safe_merge and not (finite and (weight + update).isfinite().all()):
+            raise ValueError(f"NaNs detected in the merged weights. The adapter {names[-1]} seems to be broken")
+        self._replace_added(added, tuple(weight.shape), update)
+        self.merged_adapters = merged
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Subtract again what merging has added."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        self._replace_added(None, tuple(self.base.read().shape), None)
+        self.merged_adapters = []
+
+    def _replace_added(self, added: Added | None, shape: tuple[int, ...], update: Tensor | None) -> None:
+        """One write of the difference between what is to be added and what has been."""
+        base, old = self.base, self._added
+        bias = None if added is None else added.bias
+        if old is not None:
+            old_update = self.space.weight(old.matrix.tensor(), shape)
+            update = -old_update if update is None else update - old_update
+            if old.bias is not None:
+                bias = -old.bias if bias is None else bias - old.bias
+        if bias is not None:
+            base.add_bias(bias)  # first, because it is the one that can refuse
+        if update is not None:
+            base.add(update)
+        self._added = added

@@ -1,0 +1,91 @@
+"""Registers every format with PEFT: a config class and a tuner class for each space of each hosted PEFT method.
+
+Importing this module is what makes `get_peft_model`, `PeftModel.from_pretrained` and transformers' `load_adapter` know
+the formats. `xadapt.load` and every config do so by themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, cast
+
+from aenum import extend_enum
+from peft import PeftConfig
+
+from .config import FeatureConfig, InputAdaConfig, InputConfig, OutputAdaConfig, OutputConfig
+from .full import FullAdaConfig, FullModel
+from .hosts import HOSTS
+from .hybrid import HybridAdaConfig, HybridLayer, HybridTuner
+from .layer import FeatureLayer
+from .peft_internals import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+    BaseTuner,
+    PeftType,
+    register_peft_method,
+)
+from .tuner import FeatureTuner, poses_as
+
+# The config class of each hosted PEFT method in each space: (space, PEFT type of the method) -> class.
+CONFIGS: dict[tuple[str, str], type[FeatureConfig]] = {}
+
+
+def _publish(cls: type) -> None:
+    """Generated classes are attributes of this module, so that they can be pickled."""
+    cls.__module__ = __name__
+    cls.__qualname__ = cls.__name__
+    globals()[cls.__name__] = cls
+
+
+def _register(
+    config_cls: type[FeatureConfig],
+    hosted_tuner: type[BaseTuner],
+    tuner: type[FeatureTuner] = FeatureTuner,
+    layer: type[FeatureLayer] = FeatureLayer,
+) -> None:
+    """Make PEFT know `config_cls`, with a tuner that puts `tuner` before the one of the hosted method."""
+    name = config_cls.type_name
+    prefix = name.lower() + "_"
+    layer_cls = poses_as(hosted_tuner.tuner_layer_cls, config_cls.__name__.replace("Config", "Linear"), layer)
+    tuner_cls = type(
+        config_cls.__name__.replace("Config", "Model"),
+        (tuner, hosted_tuner),
+        {"prefix": prefix, "tuner_layer_cls": layer_cls, "layer_cls": layer_cls},
+    )
+    _publish(layer_cls)
+    _publish(tuner_cls)
+    extend_enum(PeftType, name, name)
+    register_peft_method(name=name.lower(), config_cls=config_cls, model_cls=tuner_cls, prefix=prefix)
+
+
+def _hosted_config(space: type[FeatureConfig], peft_type: str, hosted: type[PeftConfig]) -> type[FeatureConfig]:
+    """The config of a PEFT method in a space, e.g. InputLoHaConfig from LoHaConfig."""
+    side = cast(Any, space).space
+    made = type(
+        side.capitalize() + hosted.__name__,
+        (space, hosted),
+        {
+            "__annotations__": {},
+            "__doc__": f"{hosted.__name__} in {side} space: each of its options keeps its name and meaning.",
+            "type_name": f"{side.upper()}_ADA_{peft_type}",
+        },
+    )
+    _publish(made)
+    return cast("type[FeatureConfig]", dataclasses.dataclass(made))
+
+
+def _register_all() -> None:
+    tuner_of = PEFT_TYPE_TO_TUNER_MAPPING
+    for space, lora_config in ((InputConfig, InputAdaConfig), (OutputConfig, OutputAdaConfig)):
+        side = cast(Any, space).space
+        CONFIGS[side, "LORA"] = lora_config
+        _register(lora_config, tuner_of[PeftType.LORA])
+        for peft_type in HOSTS:
+            hosted = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type)]
+            CONFIGS[side, peft_type] = _hosted_config(space, peft_type, hosted)
+            _register(CONFIGS[side, peft_type], tuner_of[PeftType(peft_type)])
+    _register(HybridAdaConfig, tuner_of[PeftType.LORA], HybridTuner, HybridLayer)
+    _register(FullAdaConfig, FullModel)
+
+
+_register_all()

@@ -1,0 +1,53 @@
+"""Tied adaptation: layers that read the same features share one adapter, stored once.
+
+Cross-attention k and v of every block read the same text tokens; q, k and v of one block read the same hidden
+states. What an adapter learns about those features is one thing, so it can be one pair A, B.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .layer import FeatureLayer
+from .peft_internals import HostedLayer
+
+
+def tie_key(tie: str | list[str] | None, path: str) -> tuple[str | None, ...] | None:
+    """The group of a layer, or None if it stays on its own.
+
+    A pattern is searched in the layer's path; layers with equal captured groups share an adapter. So
+    `r"attn2\\.to_[kv]$"` makes one group of them all, and `r"(layers\\.\\d+\\.self_attn)\\.[qkv]_proj$"` one per block.
+    """
+    for pattern in [tie] if isinstance(tie, str) else tie or []:
+        match = re.search(pattern, path)
+        if match is not None:
+            return (pattern, *match.groups())
+    return None
+
+
+class TiedLayer(FeatureLayer):
+    """A layer that uses the hosted adapter of another one, its leader; it has no adapter child of its own."""
+
+    def __init__(self, leader: FeatureLayer, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        del self._modules[self.phi_name]
+        self._leader = (leader,)  # in a tuple, or its tensors would be stored a second time
+
+    @property
+    def hosted(self) -> HostedLayer:
+        return self._leader[0].hosted
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or "_leader" not in self.__dict__:
+            return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return self._hosted_attribute(name)
+
+    def scale_layer(self, scale: float) -> None:
+        """Nothing: the leader is scaled, and scaling is not done twice."""
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Nothing, see `scale_layer`."""

@@ -1,0 +1,239 @@
+"""The tuner: PEFT's own, told to adapt an identity linear on one side of each target layer.
+
+`FeatureTuner` stands before a PEFT tuner class in a class of two bases. PEFT's class does what it always does
+(match names, build its layer, rank patterns, several adapters); it is handed the identity instead of the base layer.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+
+from .base_layer import UnsupportedLayer, describe
+from .layer import FeatureLayer
+from .peft_internals import (
+    BaseTuner,
+    BaseTunerLayer,
+    QuantizationBackend,
+    get_pattern_key,
+    get_quantization_kwargs,
+    include_all_linear,
+    resolve_quantization_backend,
+)
+from .shadow import shadow_of
+from .spaces import Space, get_space
+from .tie import TiedLayer, tie_key
+
+
+class FeatureTuner(BaseTuner):
+    """Mixin, to be put before a PEFT tuner class. `layer_cls` is the FeatureLayer that poses as that class's layer."""
+
+    layer_cls: ClassVar[type[FeatureLayer]]
+
+    # ---- before anything is changed
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """PEFT's, after every target has been checked: a refused adapter leaves the model as it was."""
+        config = self.peft_config[adapter_name]
+        targets = self._targets(config, model)
+        for path, module in targets.items():
+            self._check_target(config, path, module)
+        if getattr(config, "tie", None):
+            self._check_tie(config, adapter_name, targets)
+            # Keys of a tied adapter name the leaders only; the config names all of its layers.
+            kwargs["state_dict"] = None
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _targets(self, config: Any, model: nn.Module) -> dict[str, nn.Module]:
+        """The layers that this config is going to adapt, by path."""
+        if getattr(config, "target_modules", None) is None:
+            config = self._prepare_adapter_config(config, self.get_model_config(model))
+        config = include_all_linear(config, model)
+        inside = tuple(name + "." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+        return {
+            path: module
+            for path, module in model.named_modules()
+            if path and not path.startswith(inside) and self._check_target_module_exists(config, path)
+        }
+
+    def _check_target(self, config: Any, path: str, module: nn.Module) -> None:
+        """Raise ValueError where this adapter cannot sit on this layer."""
+        space = get_space(config.space)
+        if isinstance(module, FeatureLayer):
+            if module.space.name != space.name:
+                raise ValueError(
+                    f"{path} carries an adapter in {module.space.name} space, and this one is for {space.name} space: "
+                    "the two do not add up on one layer. Merge or unload the first, or train both in one space."
+                )
+            return
+        if isinstance(module, BaseTunerLayer):
+            raise ValueError(
+                f"{path} already carries a {type(module).__module__.split('.')[-2]} adapter. Merge or unload it first; "
+                "HybridAdaConfig combines LoRA with adaptation in feature space."
+            )
+        parent = self.model.get_submodule(path.rpartition(".")[0])
+        if isinstance(parent, nn.MultiheadAttention):
+            raise ValueError(
+                f"{path} belongs to nn.MultiheadAttention, which reads its weight without calling the layer, so an "
+                "adapter there would be ignored. Leave it out with exclude_modules."
+            )
+        try:
+            base = describe(module, backend=self._backend(module))
+            base.check(space)
+        except ValueError as error:
+            refusal = type(error) if isinstance(error, UnsupportedLayer) else ValueError
+            raise refusal(f"{path}: {error}") from None
+        self._check_rank(config, path, base.in_features, base.out_features, space)
+
+    def _check_rank(self, config: Any, path: str, in_features: int, out_features: int, space: Space) -> None:
+        patterns = getattr(config, "rank_pattern", None) or {}
+        rank = patterns.get(get_pattern_key(list(patterns), path), getattr(config, "r", None))
+        if not config.low_rank or not isinstance(rank, int):
+            return
+        widest, width = max(in_features, out_features), space.width(in_features, out_features)
+        if rank > widest:
+            raise ValueError(
+                f"{path}: r={rank} is above the layer's width ({in_features} in, {out_features} out). Use r <= {width}, "
+                "a rank_pattern for this layer, or FullAdaConfig for an update of full rank."
+            )
+        if rank > width:
+            warnings.warn(
+                f"{path}: r={rank} is above the {width} {space.feature} features it adapts; r={width} says as much.",
+                stacklevel=2,
+            )
+
+    def _check_tie(self, config: Any, adapter_name: str, targets: dict[str, nn.Module]) -> None:
+        widths: dict[tuple[str | None, ...], tuple[str, int]] = {}
+        for path, module in targets.items():
+            key = tie_key(config.tie, path)
+            if key is None:
+                continue
+            base = describe(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module)
+            first, width = widths.setdefault(key, (path, base.in_features))
+            if width != base.in_features:
+                raise ValueError(
+                    f"tie={config.tie!r} ties {first} ({width} input features) to {path} ({base.in_features}): tied "
+                    "layers have to read the same features. Capture what tells them apart, as in r'(layers\\.\\d+)\\.'."
+                )
+        if not widths:
+            raise ValueError(
+                f"tie={config.tie!r} matches none of the {len(targets)} target layers, e.g. {next(iter(targets), None)!r}."
+            )
+        others = [name for name in self.peft_config if name != adapter_name]
+        if others and any(not isinstance(module, FeatureLayer) for module in targets.values()):
+            raise ValueError(f"With tie, every adapter of a model adapts the same layers; {others[0]!r} adapts others.")
+
+    def _check_new_adapter_config(self, config: Any) -> None:
+        super()._check_new_adapter_config(config)
+        others: dict[str, Any] = self.peft_config
+        for name, other in others.items():
+            if other is config:
+                continue
+            if other.space != config.space:
+                raise ValueError(f"Adapter {name!r} acts in {other.space} space, the new one in {config.space} space.")
+            if getattr(other, "tie", None) != getattr(config, "tie", None):
+                raise ValueError(
+                    f"All adapters of a model tie the same layers: {name!r} has tie={getattr(other, 'tie', None)!r}, "
+                    f"the new one tie={getattr(config, 'tie', None)!r}."
+                )
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
+        prepared = super()._prepare_adapter_config(peft_config, model_config)
+        if hasattr(prepared, "fan_in_fan_out"):
+            prepared.fan_in_fan_out = False  # a property of the base layer; the hosted layer is a plain linear
+        return prepared
+
+    # ---- the change
+
+    def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        """Tuners that size shared tensors by the model's layers (VeRA, RandLoRA, FRoD ...) are shown the identities."""
+        if type(self)._hosted_hook() is BaseTuner._pre_injection_hook:
+            return
+        with self._showing(shadow_of(model, self._targets(config, model), get_space(config.space))):
+            super()._pre_injection_hook(self.model, config, adapter_name)
+
+    @classmethod
+    def _hosted_hook(cls) -> Any:
+        after = cls.__mro__[cls.__mro__.index(FeatureTuner) + 1 :]
+        return next(vars(c)["_pre_injection_hook"] for c in after if "_pre_injection_hook" in vars(c))
+
+    @contextmanager
+    def _showing(self, shadow: nn.Module) -> Iterator[None]:
+        model = self.model
+        try:
+            self.model = shadow
+            yield
+        finally:
+            self.model = model
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if parameter_name is not None:
+            raise ValueError(
+                f"target_parameters={parameter_name!r}: a bare parameter has no input or output features to adapt. "
+                "Name the layer that holds it in target_modules."
+            )
+        layer = target if isinstance(target, FeatureLayer) else self._new_layer(peft_config, target, current_key)
+        if not isinstance(layer, TiedLayer):
+            self._host(peft_config, adapter_name, layer, current_key)
+        if layer is not target:
+            setattr(parent, target_name, layer)
+
+    def _new_layer(self, config: Any, target: nn.Module, path: str) -> FeatureLayer:
+        arguments = (target, get_space(config.space), self.prefix + "phi", self._backend(target))
+        key = tie_key(getattr(config, "tie", None), path)
+        if key is None:
+            return self.layer_cls(*arguments)
+        leaders = self.__dict__.setdefault("_leaders", {})
+        if key in leaders:
+            return TiedLayer(leaders[key], *arguments)
+        leaders[key] = self.layer_cls(*arguments)
+        return cast(FeatureLayer, leaders[key])
+
+    def _host(self, config: Any, adapter_name: str, layer: FeatureLayer, path: str) -> None:
+        """Let PEFT put its layer on the identity, or add an adapter to the layer that it has put there."""
+        self._hosted_create(config, adapter_name, layer.hosted, layer.phi_name, layer, current_key=path)
+
+    @property
+    def _hosted_create(self) -> Callable[..., None]:
+        """`_create_and_replace` of the PEFT tuner that this mixin stands before."""
+        return super()._create_and_replace  # type: ignore[safe-super]  # abstract only in BaseTuner
+
+    def _backend(self, layer: nn.Module) -> QuantizationBackend | None:
+        return resolve_quantization_backend(layer, **get_quantization_kwargs(self.model))
+
+    def _svd_generalized_task_arithmetic_weighted_adapter(
+        self,
+        combination_type: str,
+        adapters: Any,
+        weights: Any,
+        new_rank: Any,
+        target: nn.Module,
+        *args: Any,
+        **kw: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Of LoRA's `add_weighted_adapter`: the matrices to combine are those of Φ, not those of the base layer."""
+        hosted = target.hosted if isinstance(target, FeatureLayer) else target
+        combine = super()._svd_generalized_task_arithmetic_weighted_adapter  # type: ignore[misc]  # LoraModel has it
+        return cast(
+            "tuple[Tensor, Tensor]", combine(combination_type, adapters, weights, new_rank, hosted, *args, **kw)
+        )
+
+
+def poses_as(layer_cls: type[BaseTunerLayer], name: str, base: type[FeatureLayer] = FeatureLayer) -> type[FeatureLayer]:
+    """A subclass of `base` that `isinstance` takes for PEFT's layer class, so that PEFT's loops over layers find it."""
+    posing = type(name, (base,), {"__doc__": f"A {base.__name__} that hosts {layer_cls.__name__}."})
+    layer_cls.register(posing)
+    return cast("type[FeatureLayer]", posing)

@@ -1,0 +1,81 @@
+"""The plug-in contract: adapter kinds, and the methods that carry adapters between bases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:  # `xadapt --help` need not wait seconds for torch and peft
+    from peft import PeftConfig
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One adapter format, and how it sits on a live model."""
+
+    name: str
+    """The PEFT type in lower case: "lora", "input_ada"."""
+
+    config: Callable[[], type[PeftConfig]]
+    """Imports and returns the PEFT config class. The first call registers the format (all of its family) with PEFT, so
+    that core opens a folder of this kind without knowing it."""
+
+    attach: Callable[[nn.Module, PeftConfig], None]
+    """Adds fresh trainable layers to a base, in place."""
+
+    tensors: Callable[[nn.Module], Mapping[str, Tensor]]
+    """Those layers' live tensors, named by module path in the base + parameter name, without an adapter name."""
+
+    def serves(self, peft_type: str) -> bool:
+        """Whether a folder of `peft_type` is of this kind: "input_ada" serves INPUT_ADA and its family INPUT_ADA_LOHA, …"""
+        family = self.name.upper()
+        return peft_type == family or peft_type.startswith(f"{family}_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """Trained adapter weights, detached from any base. On disk: a PEFT folder."""
+
+    kind: Kind
+    config: PeftConfig
+    tensors: Mapping[str, Tensor]  # named as `Kind.tensors` names them
+
+
+class Base(Protocol):
+    """A frozen pretrained model, opened only as far as a method reaches into it."""
+
+    def weights(self) -> Mapping[str, Tensor]: ...  # streamed from safetensors, one tensor per lookup
+    def module(self) -> nn.Module: ...  # the live network, loaded on first use
+
+
+@runtime_checkable
+class Transfer(Protocol):
+    """Carries an adapter from one base to another. Changes neither base, nor the adapter it is given."""
+
+    def transfer(self, adapter: Adapter, source: Base, target: Base) -> Adapter: ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """Learns the Transfer for one pair of bases. What it returns is an nn.Module as well, so it can be saved."""
+
+    def fit(self, source: Base, target: Base, batches: Iterable[Any]) -> Transfer: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """An arrow from the kinds it reads to the kind it writes: what an entry point of the group "xadapt.methods" names."""
+
+    name: str  # the entry point's name
+    summary: str  # one line for `xadapt methods`
+    paper: str  # where it was published: a link, or a citation in a few words
+    reads: tuple[Kind, ...]
+    writes: Kind
+    build: Callable[..., Transfer | Learner]  # a dataclass; its fields are the method's options
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Every kind this method reads or writes, once each."""
+        return tuple(dict.fromkeys((*self.reads, self.writes)))
