@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftConfig
 
@@ -13,7 +13,7 @@ from .register import CONFIGS
 from .spaces import get_space
 
 
-def feature_space(config: PeftConfig, space: str, **options: Any) -> FeatureConfig:
+def feature_space(config: PeftConfig, space: str, **options: Any) -> PeftConfig:
     """The same PEFT method with the same options, acting on the input or output features (paper 002, Eq. 4).
 
     Args:
@@ -39,4 +39,4 @@ def feature_space(config: PeftConfig, space: str, **options: Any) -> FeatureConf
         reason = PEFT_TYPES.get(method, "it is not known to this version of xadapt")
         raise ValueError(f"{method} has no form in {space} space: {reason}. These have one: {supported}.")
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init and f.name != "peft_type"}
-    return CONFIGS[space, method](**{**values, **options})
+    return cast(PeftConfig, CONFIGS[space, method](**{**values, **options}))

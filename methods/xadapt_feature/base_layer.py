@@ -50,13 +50,16 @@ class BaseLayer:
         """weight += update, rounded once, in place: parameters that share the storage stay tied."""
         cast(Tensor, self.layer.weight).data.add_(self.to_stored(update))
 
-    def add_bias(self, update: Tensor) -> None:
+    def check_constant(self, space: Space) -> None:
+        """Raise ValueError if this layer has no place for a constant that the adapter adds to its features."""
         if self.bias is None:
             raise ValueError(
                 f"The adapter adds a constant (lora_bias=True), but {type(self.layer).__name__} has no bias that could "
                 "hold it: it cannot be merged. Run it unmerged, or train with lora_bias=False."
             )
-        self.bias.data.add_(update)
+
+    def add_bias(self, update: Tensor) -> None:
+        cast(Tensor, self.bias).data.add_(update)
 
 
 class Conv1DLayer(BaseLayer):
@@ -124,11 +127,14 @@ class ConvLayer(BaseLayer):
                 "padding has; use OutputAdaConfig, or leave it out with exclude_modules."
             )
 
-    def add_bias(self, update: Tensor) -> None:
-        raise ValueError(
-            "The adapter adds a constant (lora_bias=True) to a convolution's features; at the padded border that is no "
-            "bias, so it cannot be merged. Run it unmerged, or train with lora_bias=False."
-        )
+    def check_constant(self, space: Space) -> None:
+        padding = cast("str | tuple[int, ...]", self.layer.padding)
+        if space.name == "input" and (padding == "same" or (padding != "valid" and any(padding))):
+            raise ValueError(
+                "The adapter adds a constant (lora_bias=True) to a convolution's input features; at the padded border "
+                "that is no bias, so it cannot be merged. Run it unmerged, or train with lora_bias=False."
+            )
+        super().check_constant(space)
 
 
 class QuantizedLayer(BaseLayer):

@@ -57,15 +57,16 @@ class FullLayer(BaseTunerLayer):
 
 
 class FullLinear(nn.Module, FullLayer):
-    """y = base(x) + Σ Aᵢx over the active adapters, A (out, in)."""
+    """y = base(x) + Σ sᵢAᵢx over the active adapters, A (out, in); s is 1 until `set_scale` says otherwise."""
 
     adapter_layer_names: tuple[str, ...] = ("full_A",)
-    other_param_names: tuple[str, ...] = ()
+    other_param_names: tuple[str, ...] = ("scaling",)
 
     def __init__(self, base_layer: nn.Linear, adapter_name: str, inference_mode: bool) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.full_A = nn.ParameterDict()
+        self.scaling: dict[str, float] = {}
         self._active_adapter: str | list[str] = adapter_name
         self.merged_adapters: list[str] = []
         self.update_layer(adapter_name, inference_mode)
@@ -73,6 +74,7 @@ class FullLinear(nn.Module, FullLayer):
     def update_layer(self, adapter_name: str, inference_mode: bool) -> None:
         base = self.base_layer
         self.full_A[adapter_name] = nn.Parameter(torch.zeros(base.out_features, base.in_features))
+        self.scaling[adapter_name] = 1.0
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
@@ -84,14 +86,28 @@ class FullLinear(nn.Module, FullLayer):
         for name in self.active_adapters:
             if name in self.full_A:
                 matrix = self.full_A[name]
-                result = result + nn.functional.linear(self._cast_input_dtype(x, matrix.dtype), matrix)
+                result = result + self.scaling[name] * nn.functional.linear(self._cast_input_dtype(x, matrix.dtype), matrix)
         return result.to(dtype)
+
+    # By these three, diffusers weighs adapters.
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        if adapter in self.scaling:
+            self.scaling[adapter] = scale
+
+    def scale_layer(self, scale: float) -> None:
+        for name in self.active_adapters:
+            self.set_scale(name, self.scaling.get(name, 1.0) * scale)
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        for name in self.active_adapters:
+            self.set_scale(name, 1.0 if scale is None else self.scaling.get(name, 1.0) / scale)
 
 
 class FullModel(BaseTuner):
     """The tuner of `FullAdaConfig`, as PEFT's are: it puts a FullLinear on a linear."""
 
-    prefix = "full_ada_"
+    prefix = "full_"
     tuner_layer_cls = FullLayer
     target_module_mapping = cast("dict[str, list[str]]", TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING)
 

@@ -1,8 +1,8 @@
 """Fewer tensors kept and fewer kernels launched for the common case: one plain LoRA on the identity.
 
-PEFT's LoRA keeps the layer's input x and the r-wide h = Ax for the backward pass. The two functions here keep no more
-than that. In output space this takes one step: ∂A needs y = Wx + b, but ∂A = ghᵀy = (ghᵀx)Wᵀ + (Σgh)bᵀ, so x, which
-neighbouring layers share, is enough, and y (one tensor per layer) need not be kept.
+PEFT's LoRA keeps the layer's input x and the r-wide h = Ax for the backward pass. The functions here keep no more than
+that. In output space this takes a step: ∂A = ghᵀy with y = Wx + b, but also ∂A = (ghᵀx)Wᵀ + (Σgh)bᵀ. So either x, which
+neighbouring layers share, or y is enough, and the narrower of the two is kept.
 """
 
 from __future__ import annotations
@@ -42,6 +42,41 @@ class _Residual(torch.autograd.Function):
         return grad_x, grad_a, grad_b, None, None
 
 
+class _InputLinear(torch.autograd.Function):
+    """y = W(x + s (x Aᵀ) Bᵀ) + bias for a frozen W (o, i) and x (n, i), all of one dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        h = x @ a.T
+        ctx.save_for_backward(x, h, w, a, b)
+        ctx.scaling = scaling
+        if _cheaper_on_the_weight(x, w):  # the exact LoRA form on this base: B of the LoRA is WB
+            y = nn.functional.linear(x, w, bias)
+            return y.addmm_(h, (w @ b).T, alpha=scaling)
+        return nn.functional.linear(torch.addmm(x, h, b.T, alpha=scaling), w, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, h, w, a, b = ctx.saved_tensors
+        needs_x, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
+        on_weight = _cheaper_on_the_weight(x, w)
+        gz = grad @ w if needs_x or not on_weight else grad
+        gh = (grad @ (w @ b) if on_weight else gz @ b) * ctx.scaling
+        grad_a = gh.T @ x if needs_a else None
+        grad_b = None
+        if needs_b:
+            grad_b = (w.T @ (grad.T @ h) if on_weight else gz.T @ h).mul_(ctx.scaling)
+        grad_x = gz.addmm_(gh, a) if needs_x else None  # last, since it writes into gz
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+def _cheaper_on_the_weight(x: Tensor, w: Tensor) -> bool:
+    """Whether h(WB)ᵀ, with WB made for it, takes fewer multiplications than W applied to x + hBᵀ."""
+    (n, i), o = x.shape, w.shape[0]
+    return o * (n + i) < n * i
+
+
 class _OutputLinear(torch.autograd.Function):
     """z = y + s (y Aᵀ) Bᵀ with y = x Wᵀ + bias, for a frozen W (o, i) and x (n, i), all of one dtype."""
 
@@ -49,22 +84,23 @@ class _OutputLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         y = nn.functional.linear(x, w, bias)
         h = y @ a.T
-        ctx.save_for_backward(x, h, w, bias, a, b)
-        ctx.scaling = scaling
-        return y.addmm_(h, b.T, alpha=scaling)
+        narrows = w.shape[0] < w.shape[1]  # then y is the smaller of the two tensors that ∂A can be had from
+        ctx.save_for_backward(y if narrows else x, h, w, bias, a, b)
+        ctx.scaling, ctx.narrows = scaling, narrows
+        return torch.addmm(y, h, b.T, alpha=scaling) if narrows else y.addmm_(h, b.T, alpha=scaling)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, h, w, bias, a, b = ctx.saved_tensors
+        kept, h, w, bias, a, b = ctx.saved_tensors
         gh = (grad @ b) * ctx.scaling
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.addmm(grad, gh, a) @ w
         if ctx.needs_input_grad[3]:
-            grad_a = (gh.T @ x) @ w.T
-            if bias is not None:
-                grad_a = torch.addr(grad_a, gh.sum(0), bias)
+            grad_a = gh.T @ kept
+            if not ctx.narrows:
+                grad_a = grad_a @ w.T if bias is None else torch.addr(grad_a @ w.T, gh.sum(0), bias)
         if ctx.needs_input_grad[4]:
             grad_b = (grad.T @ h).mul_(ctx.scaling)
         return grad_x, None, None, grad_a, grad_b, None
@@ -78,13 +114,11 @@ def fused_forward(layer: FeatureLayer, x: Tensor) -> Tensor | None:
     a, b, scaling = factors
     base = layer.base_layer
     autocast = torch.is_autocast_enabled(x.device.type)
-    if layer.space.name == "output":
-        if not autocast and _is_frozen_linear(base) and x.dtype == base.weight.dtype == a.dtype:
-            flat = x.reshape(-1, x.shape[-1])
-            out = _OutputLinear.apply(flat, base.weight, base.bias, a, b, scaling)
-            return cast(Tensor, out).view(*x.shape[:-1], -1)
-        return _residual(base(x), a, b, scaling, autocast)
-    return cast(Tensor, base(_residual(x, a, b, scaling, autocast)))
+    if not autocast and _is_frozen_linear(base) and x.dtype == base.weight.dtype == a.dtype:
+        whole = _InputLinear if layer.space.name == "input" else _OutputLinear
+        out = whole.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, scaling)
+        return cast(Tensor, out).view(*x.shape[:-1], out.shape[-1])
+    return layer.space.forward(base, lambda z: _residual(z, a, b, scaling, autocast), x)
 
 
 def _residual(x: Tensor, a: Tensor, b: Tensor, scaling: float, autocast: bool) -> Tensor:
@@ -102,26 +136,31 @@ def _only_factors(layer: FeatureLayer) -> tuple[Tensor, Tensor, float] | None:
     if len(active) != 1 or active[0] in hosted.lora_variant:
         return None
     a, b = hosted.lora_A[active[0]], hosted.lora_B[active[0]]
-    # A subclass or a hook (tensor parallelism, FSDP) wants to see the call.
-    if type(a) is not nn.Linear or type(b) is not nn.Linear or b.bias is not None or _has_hooks(a) or _has_hooks(b):
+    if not (_is_plain(a) and _is_plain(b)) or b.bias is not None:
         return None
     dropout = hosted.lora_dropout[active[0]]
     if not isinstance(dropout, nn.Identity) and dropout.training:
         return None
-    return a.weight, b.weight, hosted.scaling[active[0]]
+    scaling = hosted.scaling[active[0]]
+    if isinstance(scaling, Tensor):  # PEFT's hotswapping, which must not recompile for a new scaling
+        return None
+    return a.weight, b.weight, scaling
 
 
 def _is_frozen_linear(base: nn.Module) -> bool:
+    return _is_plain(base) and not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
+
+
+def _is_plain(linear: nn.Module) -> bool:
+    """Whether the call may be left out and the weight used instead: nobody has to see the call, and the weight is there.
+
+    FSDP and tensor parallelism give the layer another class or its weight another type, offloading (accelerate,
+    diffusers) keeps the weight elsewhere and replaces `forward`, quantisation packs the weight.
+    """
     return (
-        type(base) is nn.Linear
-        and not base.weight.requires_grad
-        and (base.bias is None or not base.bias.requires_grad)
-        and type(base.weight) in (nn.Parameter, Tensor)
-        and not _has_hooks(base)
-    )
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        type(linear) is nn.Linear
+        and type(linear.weight) in (nn.Parameter, Tensor)
+        and "forward" not in vars(linear)
+        and not (linear._forward_hooks or linear._forward_pre_hooks)
+        and not (linear._backward_hooks or linear._backward_pre_hooks)
     )

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from peft import LoraConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from .action import phi_of
 from .config import FeatureConfig, rank_error
@@ -71,17 +71,18 @@ class HybridLayer(FeatureLayer):
         super().__init__(*args, **kwargs)
         if self.feature_axis != -1:
             raise ValueError(f"HybridAdaConfig adapts linear layers, not {type(self.base_layer).__name__}.")
-        self.delta_name = self.phi_name.removesuffix("phi") + "delta"
-        self.add_module(self.delta_name, ZeroLinear(self.in_features, self.out_features, beside=self.base_layer))
+        self.parameter_space = nn.Module()  # its child has the name of the first part's, by which keys are recognised
+        zero = ZeroLinear(self.in_features, self.out_features, beside=self.base_layer)
+        self.parameter_space.add_module(self.phi_name, zero)
 
     @property
     def delta(self) -> HostedLayer:
         """PEFT's LoRA on the zero linear: the part of the adapter in parameter space."""
-        return cast(HostedLayer, self._modules[self.delta_name])
+        return cast(HostedLayer, self.parameter_space._modules[self.phi_name])
 
     @property
     def hosts(self) -> tuple[HostedLayer, ...]:
-        if "delta_name" not in self.__dict__:
+        if "parameter_space" not in self._modules:
             return super().hosts
         return (self.hosted, self.delta)
 
@@ -137,7 +138,7 @@ class HybridTuner(FeatureTuner):
         assert isinstance(layer, HybridLayer)
         super()._host(config.part(config.feature_r), adapter_name, layer, path)
         part = config.part(config.r - config.feature_r)
-        self._hosted_create(part, adapter_name, layer.delta, layer.delta_name, layer, current_key=path)
+        self._hosted_create(part, adapter_name, layer.delta, layer.phi_name, layer.parameter_space, current_key=path)
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Not for hybrids.

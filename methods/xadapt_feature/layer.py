@@ -8,7 +8,7 @@ second time and merge it into the identity.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .action import phi_of
-from .base_layer import BaseLayer, describe
+from .base_layer import BaseLayer, ConvLayer, EmbeddingLayer, describe
 from .fused import fused_forward
 from .identity import IdentityLinear
 from .peft_internals import BaseTunerLayer, HostedLayer, QuantizationBackend, check_adapters_to_merge
@@ -99,6 +99,12 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
             if id(module) not in hidden:
                 yield name, module
 
+    def apply(self, fn: Callable[[nn.Module], None]) -> Any:  # typing.Self is newer than Python 3.10
+        """`fn` on every module inside except the hosted layers: diffusers fuses, scales and unfuses by this."""
+        for module in reversed(list(self.modules())):
+            fn(module)
+        return self
+
     def __getattr__(self, name: str) -> Any:
         """Adapter state (`lora_A`, `scaling`, ...) is found where PEFT's own layers have it: on the layer."""
         try:
@@ -136,6 +142,16 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
     def _active_adapter(self, names: str | list[str]) -> None:
         for hosted in self.hosts:
             hosted._active_adapter = names
+
+    @property
+    def scaling(self) -> dict[str, float]:
+        """The hosted LoRA's; `rescale_adapter_scale` assigns a whole new dict."""
+        return cast("dict[str, float]", self._hosted_attribute("scaling"))
+
+    @scaling.setter
+    def scaling(self, scaling: dict[str, float]) -> None:
+        for hosted in self.hosts:
+            cast(Any, hosted).scaling = dict(scaling)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         for hosted in self.hosts:
@@ -182,7 +198,7 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
         ours = {name: kwargs.pop(name) for name in ADAPTER_ARGUMENTS if name in kwargs}
         if self.merged and ours.get("adapter_names") is not None:
             raise ValueError(
-                "Cannot pass `adapter_names` when there are merged adapters; call `unmerge_adapter` first."
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
         if self.disable_adapters and self.merged:
             self.unmerge()
@@ -224,9 +240,12 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
         return self.base.to_stored(self.space.weight(matrix, tuple(weight.shape)))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Whether a LoRA without a bias can say the same: not where Φ moves a bias."""
-        moves_bias = self.space.name == "output" and self.base.bias is not None and bool(self.base.bias.any())
-        return self.feature_axis == -1 and not moves_bias
+        """Whether a LoRA of a linear says the same: it has no bias, so not where Φ moves one or adds a constant."""
+        if isinstance(self.base, (ConvLayer, EmbeddingLayer)) or adapter_name not in self._get_available_adapters():
+            return False
+        weight, bias = self._unmerged()
+        moved = self.folded([adapter_name], weight, bias).bias
+        return moved is None or not bool(moved.any())
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -239,20 +258,39 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: the result is not finite, or this base layer cannot hold it. The layer is as it was.
         """
-        names = [
-            name for name in check_adapters_to_merge(self, adapter_names) if name in self._get_available_adapters()
-        ]
+        names = self._to_merge(check_adapters_to_merge(self, adapter_names))
         if not names:
             return
-        weight, bias = self._unmerged()
         merged = [*self.merged_adapters, *names]
-        added = self.folded(merged, weight, bias)
-        update = self.space.weight(added.matrix.tensor(), tuple(weight.shape))
-        finite = update.isfinite().all() and (added.bias is None or added.bias.isfinite().all())
-        if safe_merge and not (finite and (weight + update).isfinite().all()):
-            raise ValueError(f"NaNs detected in the merged weights. The adapter {names[-1]} seems to be broken")
-        self._replace_added(added, tuple(weight.shape), update)
+        added, weight = self._checked(merged, safe_merge)
+        self._replace_added(added, tuple(weight.shape), self.space.weight(added.matrix.tensor(), tuple(weight.shape)))
         self.merged_adapters = merged
+
+    @torch.no_grad()
+    def check_merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Raise the ValueError that `merge` would raise. Changes nothing."""
+        names = self._to_merge(self.active_adapters if adapter_names is None else adapter_names)
+        if names:
+            self._checked([*self.merged_adapters, *names], safe_merge)
+
+    def _to_merge(self, adapter_names: Sequence[str]) -> list[str]:
+        available = self._get_available_adapters()
+        return [name for name in adapter_names if name in available and name not in self.merged_adapters]
+
+    def _checked(self, adapter_names: list[str], safe_merge: bool) -> tuple[Added, Tensor]:
+        """What these adapters add to the unmerged weight, and that weight."""
+        weight, bias = self._unmerged()
+        added = self.folded(adapter_names, weight, bias)
+        if added.bias is not None:
+            self.base.check_constant(self.space)
+        if safe_merge:
+            update = self.space.weight(added.matrix.tensor(), tuple(weight.shape))
+            finite = update.isfinite().all() and (added.bias is None or added.bias.isfinite().all())
+            if not (finite and (weight + update).isfinite().all()):
+                raise ValueError(
+                    f"NaNs detected in the merged weights. The adapter {adapter_names[-1]} seems to be broken"
+                )
+        return added, weight
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -273,7 +311,7 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
             if old.bias is not None:
                 bias = -old.bias if bias is None else bias - old.bias
         if bias is not None:
-            base.add_bias(bias)  # first, because it is the one that can refuse
+            base.add_bias(bias)
         if update is not None:
             base.add(update)
         self._added = added

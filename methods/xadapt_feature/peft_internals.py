@@ -15,8 +15,13 @@ from peft.tuners.tuners_utils import (
     BaseTuner,  # base class of every tuner, ours included
     BaseTunerLayer,  # what PEFT, transformers and diffusers take for an adapter layer
     check_adapters_to_merge,  # PEFT's warnings about what is merged already
+    onload_layer,  # brings back what accelerate has offloaded of a layer
+)
+from peft.tuners.tuners_utils import (
+    _check_lora_target_modules_mamba as check_mamba,  # the layers of Mamba whose weight is read without a call
 )
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers as include_all_linear  # "all-linear"
+from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK as HOTSWAPPABLE  # what has to agree, by PEFT type
 from peft.utils.other import get_pattern_key  # the one rule for rank_pattern
 from peft.utils.peft_types import (
     PeftType,  # the enum that a new format has to join
@@ -26,6 +31,9 @@ from peft.utils.quantization_utils import (
     QuantizationBackend,  # reads and writes the weight of a quantised layer
     get_quantization_kwargs,  # what a backend needs to know from the model
     resolve_quantization_backend,  # PEFT's recognition of quantised layers
+)
+from peft.utils.save_and_load import (
+    _validate_lora_adapter_state_dict as warn_of_shards,  # LoRA's warning when a sharded model is saved as it is
 )
 
 if TYPE_CHECKING:
@@ -42,6 +50,7 @@ else:
     HostedLayer = BaseTunerLayer
 
 __all__ = [
+    "HOTSWAPPABLE",
     "PEFT_TYPE_TO_CONFIG_MAPPING",
     "PEFT_TYPE_TO_TUNER_MAPPING",
     "BaseTuner",
@@ -51,9 +60,12 @@ __all__ = [
     "PeftType",
     "QuantizationBackend",
     "check_adapters_to_merge",
+    "check_mamba",
     "get_pattern_key",
     "get_quantization_kwargs",
     "include_all_linear",
+    "onload_layer",
     "register_peft_method",
     "resolve_quantization_backend",
+    "warn_of_shards",
 ]

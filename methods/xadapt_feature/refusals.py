@@ -12,7 +12,6 @@ WEIGHT_INITS = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga", "mica")
 # Options of LoraConfig that are refused when set.
 LORA_OPTIONS = {
     "target_parameters": "a bare parameter has no input or output features; name the layer in target_modules",
-    "ensure_weight_tying": "it ties the LoRA of an embedding to that of the output head, whose features differ",
     "megatron_config": "Megatron's parallel linears shard the features that Φ has to see whole",
     "kasa_config": "KaSA truncates the base weight itself",
     "arrow_config": "Arrow routes between LoRAs by their products with the base weight",

@@ -18,12 +18,15 @@ from .hosts import HOSTS
 from .hybrid import HybridAdaConfig, HybridLayer, HybridTuner
 from .layer import FeatureLayer
 from .peft_internals import (
+    HOTSWAPPABLE,
     PEFT_TYPE_TO_CONFIG_MAPPING,
     PEFT_TYPE_TO_TUNER_MAPPING,
     BaseTuner,
+    LoraLinear,
     PeftType,
     register_peft_method,
 )
+from .tie import TiedLayer
 from .tuner import FeatureTuner, poses_as
 
 # The config class of each hosted PEFT method in each space: (space, PEFT type of the method) -> class.
@@ -45,14 +48,22 @@ def _register(
 ) -> None:
     """Make PEFT know `config_cls`, with a tuner that puts `tuner` before the one of the hosted method."""
     name = config_cls.type_name
-    prefix = name.lower() + "_"
+    phi_name = name.lower() + "_phi"
+    # How the adapter's keys go on behind the layer's path. transformers inserts the adapter's name behind the one
+    # component that this ends in: q_proj.input_ada_phi.lora_A.<adapter>.weight.
+    prefix = f"{phi_name}.{hosted_tuner.prefix}"
     layer_cls = poses_as(hosted_tuner.tuner_layer_cls, config_cls.__name__.replace("Config", "Linear"), layer)
-    tuner_cls = type(
-        config_cls.__name__.replace("Config", "Model"),
-        (tuner, hosted_tuner),
-        {"prefix": prefix, "tuner_layer_cls": layer_cls, "layer_cls": layer_cls},
-    )
+    tied_cls = type("Tied" + layer_cls.__name__, (TiedLayer, layer_cls), {})
+    members = {
+        "prefix": prefix,
+        "phi_name": phi_name,
+        "tuner_layer_cls": layer_cls,
+        "layer_cls": layer_cls,
+        "tied_cls": tied_cls,
+    }
+    tuner_cls = type(config_cls.__name__.replace("Config", "Model"), (tuner, hosted_tuner), members)
     _publish(layer_cls)
+    _publish(tied_cls)
     _publish(tuner_cls)
     extend_enum(PeftType, name, name)
     register_peft_method(name=name.lower(), config_cls=config_cls, model_cls=tuner_cls, prefix=prefix)
@@ -74,12 +85,20 @@ def _hosted_config(space: type[FeatureConfig], peft_type: str, hosted: type[Peft
     return cast("type[FeatureConfig]", dataclasses.dataclass(made))
 
 
+def _make_hotswappable(config_cls: type[FeatureConfig]) -> None:
+    """Let PEFT swap one adapter for another in place; it does so for LoRA's linear, which hosts this one."""
+    peft_type = PeftType(config_cls.type_name)
+    HOTSWAPPABLE[peft_type] = HOTSWAPPABLE[PeftType.LORA]
+    LoraLinear.register(cast(Any, PEFT_TYPE_TO_TUNER_MAPPING[peft_type]).layer_cls)
+
+
 def _register_all() -> None:
     tuner_of = PEFT_TYPE_TO_TUNER_MAPPING
     for space, lora_config in ((InputConfig, InputAdaConfig), (OutputConfig, OutputAdaConfig)):
         side = cast(Any, space).space
         CONFIGS[side, "LORA"] = lora_config
         _register(lora_config, tuner_of[PeftType.LORA])
+        _make_hotswappable(lora_config)
         for peft_type in HOSTS:
             hosted = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type)]
             CONFIGS[side, peft_type] = _hosted_config(space, peft_type, hosted)

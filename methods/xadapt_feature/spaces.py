@@ -51,7 +51,14 @@ class InputSpace(Space):
         return in_features
 
     def forward(self, base: Callable[[Tensor], Tensor], phi: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return base(phi(x))
+        features = phi(x)
+        y = base(features)
+        if features.requires_grad and not y.requires_grad:
+            raise ValueError(
+                "This base layer passes no gradient back to its input (quantised with dynamic activations, for example), "
+                "so no input adaptation before it can learn. Quantise the weights only, or use OutputAdaConfig."
+            )
+        return y
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.movedim(1, -1).reshape(-1, weight.shape[1])

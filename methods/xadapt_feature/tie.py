@@ -7,10 +7,13 @@ states. What an adapter learns about those features is one thing, so it can be o
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from .layer import FeatureLayer
-from .peft_internals import HostedLayer
+from torch import Tensor
+
+from .layer import Added, FeatureLayer
+from .peft_internals import HostedLayer, onload_layer
 
 
 def tie_key(tie: str | list[str] | None, path: str) -> tuple[str | None, ...] | None:
@@ -45,6 +48,18 @@ class TiedLayer(FeatureLayer):
             return super().__getattr__(name)
         except AttributeError:
             return self._hosted_attribute(name)
+
+    def folded(self, adapter_names: Sequence[str], weight: Tensor, bias: Tensor | None) -> Added:
+        with onload_layer(self._leader[0]):  # accelerate may have offloaded the leader's tensors
+            return super().folded(adapter_names, weight, bias)
+
+    @property
+    def scaling(self) -> dict[str, float]:
+        return self._leader[0].scaling
+
+    @scaling.setter
+    def scaling(self, scaling: dict[str, float]) -> None:
+        """Nothing, see `scale_layer`."""
 
     def scale_layer(self, scale: float) -> None:
         """Nothing: the leader is scaled, and scaling is not done twice."""

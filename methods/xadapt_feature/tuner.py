@@ -9,8 +9,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
+from peft import PeftWarning
 from torch import Tensor, nn
 
 from .base_layer import UnsupportedLayer, describe
@@ -19,20 +21,28 @@ from .peft_internals import (
     BaseTuner,
     BaseTunerLayer,
     QuantizationBackend,
+    check_mamba,
     get_pattern_key,
     get_quantization_kwargs,
     include_all_linear,
+    onload_layer,
     resolve_quantization_backend,
+    warn_of_shards,
 )
 from .shadow import shadow_of
 from .spaces import Space, get_space
 from .tie import TiedLayer, tie_key
+
+# PEFT's checks that go by the PEFT type: what cannot carry a LoRA cannot carry Φ.
+AS_LORA = cast(Any, SimpleNamespace(peft_type="LORA"))
 
 
 class FeatureTuner(BaseTuner):
     """Mixin, to be put before a PEFT tuner class. `layer_cls` is the FeatureLayer that poses as that class's layer."""
 
     layer_cls: ClassVar[type[FeatureLayer]]
+    tied_cls: ClassVar[type[TiedLayer]]  # is a layer_cls too, or PEFT's loops would pass by the tied layers
+    phi_name: ClassVar[str]  # the layers' child that holds the hosted layer
 
     # ---- before anything is changed
 
@@ -81,6 +91,7 @@ class FeatureTuner(BaseTuner):
                 f"{path} belongs to nn.MultiheadAttention, which reads its weight without calling the layer, so an "
                 "adapter there would be ignored. Leave it out with exclude_modules."
             )
+        check_mamba(AS_LORA, self.model, path.rpartition(".")[-1])
         try:
             base = describe(module, backend=self._backend(module))
             base.check(space)
@@ -88,6 +99,13 @@ class FeatureTuner(BaseTuner):
             refusal = type(error) if isinstance(error, UnsupportedLayer) else ValueError
             raise refusal(f"{path}: {error}") from None
         self._check_rank(config, path, base.in_features, base.out_features, space)
+        if getattr(config, "lora_bias", False) and base.bias is None:
+            warnings.warn(
+                f"`lora_bias=True` was passed but the targeted layer of type {type(module).__name__} has no bias. This "
+                f"means that merging the adapter into {path} won't be possible.",
+                PeftWarning,
+                stacklevel=2,
+            )
 
     def _check_rank(self, config: Any, path: str, in_features: int, out_features: int, space: Space) -> None:
         patterns = getattr(config, "rank_pattern", None) or {}
@@ -141,6 +159,13 @@ class FeatureTuner(BaseTuner):
                     f"the new one tie={getattr(config, 'tie', None)!r}."
                 )
 
+    def _add_targets_to_tie(self, peft_config: Any, tied_weight_keys: list[str]) -> None:
+        raise ValueError(
+            f"ensure_weight_tying=True with the embedding among the target modules: it is tied to {tied_weight_keys}, and "
+            "what is an output feature of one is an input feature of the other. Leave the embedding out, or name it in "
+            "modules_to_save."
+        )
+
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         prepared = super()._prepare_adapter_config(peft_config, model_config)
         if hasattr(prepared, "fan_in_fan_out"):
@@ -192,19 +217,22 @@ class FeatureTuner(BaseTuner):
             setattr(parent, target_name, layer)
 
     def _new_layer(self, config: Any, target: nn.Module, path: str) -> FeatureLayer:
-        arguments = (target, get_space(config.space), self.prefix + "phi", self._backend(target))
+        arguments = (target, get_space(config.space), self.phi_name, self._backend(target))
         key = tie_key(getattr(config, "tie", None), path)
         if key is None:
             return self.layer_cls(*arguments)
         leaders = self.__dict__.setdefault("_leaders", {})
         if key in leaders:
-            return TiedLayer(leaders[key], *arguments)
+            return self.tied_cls(leaders[key], *arguments)
         leaders[key] = self.layer_cls(*arguments)
         return cast(FeatureLayer, leaders[key])
 
     def _host(self, config: Any, adapter_name: str, layer: FeatureLayer, path: str) -> None:
         """Let PEFT put its layer on the identity, or add an adapter to the layer that it has put there."""
-        self._hosted_create(config, adapter_name, layer.hosted, layer.phi_name, layer, current_key=path)
+        with warnings.catch_warnings():
+            # PEFT says of the identity that it has no bias to merge into; _check_target says it of the base layer.
+            warnings.filterwarnings("ignore", message="`lora_bias=True` was passed but the targeted layer")
+            self._hosted_create(config, adapter_name, layer.hosted, layer.phi_name, layer, current_key=path)
 
     @property
     def _hosted_create(self) -> Callable[..., None]:
@@ -213,6 +241,43 @@ class FeatureTuner(BaseTuner):
 
     def _backend(self, layer: nn.Module) -> QuantizationBackend | None:
         return resolve_quantization_backend(layer, **get_quantization_kwargs(self.model))
+
+    # ---- merge
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """PEFT's, but all layers or none: a layer that cannot be merged is found before any is changed."""
+        self._check_merge(safe_merge, adapter_names)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """PEFT's, but all layers or none, as `merge_adapter`."""
+        self._check_merge(safe_merge, adapter_names)
+        return super().merge_and_unload(progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names)
+
+    def _check_merge(self, safe_merge: bool, adapter_names: list[str] | None) -> None:
+        for path, module in self.model.named_modules():
+            if isinstance(module, FeatureLayer):
+                with onload_layer(module):
+                    try:
+                        module.check_merge(safe_merge, adapter_names)
+                    except ValueError as error:
+                        raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        # PEFT does this for its own LoRA. A bias of lora_B has one dimension and is whole.
+        warn_of_shards({k: v for k, v in found.items() if not k.endswith(".bias")}, adapter_name)
+        return found
 
     def _svd_generalized_task_arithmetic_weighted_adapter(
         self,

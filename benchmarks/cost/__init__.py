@@ -1,0 +1,1 @@
+"""What a training step in feature space costs, beside PEFT's LoRA and beside the floor, in one run."""

@@ -1,0 +1,1 @@
+"""The table of PEFT methods in feature space, measured one by one."""

@@ -1,0 +1,37 @@
+"""Train an adapter once, in feature space. Carry it to every sibling of the model. Check before you trust it."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from xadapt.version import __version__ as __version__
+
+if TYPE_CHECKING:  # what type checkers and IDEs see; at run time the names below resolve on first use
+    from xadapt.saving import save as save
+    from xadapt.store import load as load
+    from xadapt_feature import FullAdaConfig as FullAdaConfig
+    from xadapt_feature import HybridAdaConfig as HybridAdaConfig
+    from xadapt_feature import InputAdaConfig as InputAdaConfig
+    from xadapt_feature import OutputAdaConfig as OutputAdaConfig
+    from xadapt_feature import feature_space as feature_space
+
+_LAZY = {  # `import peft` takes seconds, and `xadapt --help` must not
+    "FullAdaConfig": "xadapt_feature",
+    "HybridAdaConfig": "xadapt_feature",
+    "InputAdaConfig": "xadapt_feature",
+    "OutputAdaConfig": "xadapt_feature",
+    "feature_space": "xadapt_feature",
+    "load": "xadapt.store",
+    "save": "xadapt.saving",
+}
+
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,7 @@
+"""`python -m xadapt`."""
+
+import sys
+
+from xadapt.cli import main
+
+sys.exit(main())

@@ -1,0 +1,51 @@
+"""The `xadapt` command: one file per verb beside this one, listed in VERBS.
+
+A verb module defines `NAME`, `add(parser)` and `run(arguments) -> exit code`; its docstring's first line is its help text.
+Verbs import torch inside `run` if they need it, never at the top: `xadapt --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from xadapt.cli import methods
+from xadapt.version import __version__
+
+VERBS = (methods,)
+
+_EPILOG = """examples:
+  xadapt methods               what is installed, as a table
+  xadapt methods --json        the same for a program
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb. Returns the exit code: 0, or 2 for a mistake in what was asked, told in one line."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (ValueError, TypeError) as error:
+        print(f"xadapt {arguments.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"xadapt {arguments.verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="xadapt",
+        description="Train an adapter once, in feature space. Carry it to every sibling of the model.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"xadapt {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, title="verbs")
+    for verb in VERBS:
+        text = (verb.__doc__ or "").strip()
+        verb_parser = verbs.add_parser(verb.NAME, help=text.splitlines()[0], description=text)
+        verb.add(verb_parser)
+        verb_parser.set_defaults(run=verb.run)
+    return parser

@@ -1,0 +1,61 @@
+"""Write an adapter folder whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from peft.utils import CONFIG_NAME
+
+
+def save(model: PeftModel, folder: str | PathLike[str], adapter_name: str = "default", **options: Any) -> Path:
+    """`model.save_pretrained` for one adapter, into a temporary folder first: an interrupted save changes nothing.
+
+    Args:
+        model: the PeftModel.
+        folder: where the adapter is to lie. If it holds an adapter already, that one is replaced, and other files stay.
+        adapter_name: which of the model's adapters; it lies in `folder` itself whatever its name.
+        options: further arguments of `PeftModel.save_pretrained`.
+
+    Raises:
+        ValueError: the model has no such adapter, or `folder` holds something that is no adapter.
+    """
+    folder = Path(folder)
+    if adapter_name not in model.peft_config:
+        raise ValueError(
+            f"The model has no adapter {adapter_name!r}; it has {', '.join(map(repr, model.peft_config))}."
+        )
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; save() wants a folder to write the adapter into.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_NAME).is_file():
+        raise ValueError(f"{folder} holds files but no adapter; choose a new folder, or empty this one.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        model.save_pretrained(str(part), selected_adapters=[adapter_name], **options)
+        written = part if adapter_name == "default" else part / adapter_name  # PEFT's layout
+        _put(written, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _put(written: Path, folder: Path) -> None:
+    """The finished files to their place. The config comes last: without it, a folder is no adapter."""
+    if not folder.exists():
+        os.chmod(written, 0o777 & ~_umask())  # mkdtemp makes folders for their owner alone
+        os.replace(written, folder)
+        return
+    for path in sorted(written.iterdir(), key=lambda path: path.name == CONFIG_NAME):
+        os.replace(path, folder / path.name)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
