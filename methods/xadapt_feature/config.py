@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, ClassVar, cast
@@ -18,7 +19,7 @@ from .refusals import check_options
 
 def rank_error(name: str, rank: object) -> ValueError:
     """What to say about a rank that is none."""
-    return ValueError(f"{name}={rank!r}: a rank is a positive integer, for example {name.partition('[')[0]}=8.")
+    return ValueError(f"{name}={rank!r}: a rank is a positive integer, for example {name}=8.")
 
 
 @dataclass
@@ -33,6 +34,8 @@ class FeatureConfig:
     low_rank: ClassVar[bool] = False  # r is the rank of the update, so r above the layer's width is a mistake
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # Late, since it imports this module; here, since unpickling in a fresh process comes by as well.
+        import_module("xadapt_feature.register")
         known = [f.name for f in dataclasses.fields(cls) if f.init]
         for name in kwargs:
             if name not in known:
@@ -43,11 +46,10 @@ class FeatureConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        import_module("xadapt_feature.register")  # late, since it imports this module
         if self.low_rank:
             self._check_ranks()
+        check_options(self)  # before PEFT asks for whatever else a refused option needs
         super().__post_init__()  # type: ignore[misc]  # the PEFT config's
-        check_options(self)
         cast(Any, self).peft_type = PeftType(self.type_name)
         if self.xadapt_version is None:
             self.xadapt_version = __version__
@@ -73,6 +75,16 @@ class InputConfig(FeatureConfig):
         },
     )
     space: ClassVar[str] = "input"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for pattern in [self.tie] if isinstance(self.tie, str) else self.tie or []:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"tie={pattern!r} is no regular expression ({error}); it could be r'attn2\\.to_[kv]$'."
+                ) from None
 
 
 @dataclass

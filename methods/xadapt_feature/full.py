@@ -86,7 +86,9 @@ class FullLinear(nn.Module, FullLayer):
         for name in self.active_adapters:
             if name in self.full_A:
                 matrix = self.full_A[name]
-                result = result + self.scaling[name] * nn.functional.linear(self._cast_input_dtype(x, matrix.dtype), matrix)
+                result = result + self.scaling[name] * nn.functional.linear(
+                    self._cast_input_dtype(x, matrix.dtype), matrix
+                )
         return result.to(dtype)
 
     # By these three, diffusers weighs adapters.

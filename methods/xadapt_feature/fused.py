@@ -7,16 +7,14 @@ neighbouring layers share, or y is enough, and the narrower of the two is kept.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .peft_internals import LoraLinear
-
-if TYPE_CHECKING:
-    from .layer import FeatureLayer
+from .peft_internals import HostedLayer, LoraLinear
+from .spaces import Space
 
 
 class _Residual(torch.autograd.Function):
@@ -106,19 +104,18 @@ class _OutputLinear(torch.autograd.Function):
         return grad_x, None, None, grad_a, grad_b, None
 
 
-def fused_forward(layer: FeatureLayer, x: Tensor) -> Tensor | None:
-    """The layer's output, or None where the case is not the common one and PEFT's code has to run."""
-    factors = _only_factors(layer)
+def fused_forward(space: Space, base: nn.Module, hosted: HostedLayer, x: Tensor) -> Tensor | None:
+    """Output of a linear with one hosted layer, or None where the case is not the common one: PEFT's code has to run."""
+    factors = _only_factors(hosted)
     if factors is None:
         return None
     a, b, scaling = factors
-    base = layer.base_layer
     autocast = torch.is_autocast_enabled(x.device.type)
     if not autocast and _is_frozen_linear(base) and x.dtype == base.weight.dtype == a.dtype:
-        whole = _InputLinear if layer.space.name == "input" else _OutputLinear
+        whole = _InputLinear if space.name == "input" else _OutputLinear
         out = whole.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, scaling)
         return cast(Tensor, out).view(*x.shape[:-1], out.shape[-1])
-    return layer.space.forward(base, lambda z: _residual(z, a, b, scaling, autocast), x)
+    return space.forward(base, lambda z: _residual(z, a, b, scaling, autocast), x)
 
 
 def _residual(x: Tensor, a: Tensor, b: Tensor, scaling: float, autocast: bool) -> Tensor:
@@ -127,10 +124,9 @@ def _residual(x: Tensor, a: Tensor, b: Tensor, scaling: float, autocast: bool) -
     return cast(Tensor, _Residual.apply(flat, a, b, scaling, dtype)).view(x.shape)
 
 
-def _only_factors(layer: FeatureLayer) -> tuple[Tensor, Tensor, float] | None:
-    """(A, B, s) if the layer is a linear with exactly one active plain LoRA, without dropout, offset or hooks."""
-    hosted: Any = layer.hosted
-    if layer.feature_axis != -1 or type(hosted) is not LoraLinear or len(layer.hosts) != 1:
+def _only_factors(hosted: Any) -> tuple[Tensor, Tensor, float] | None:
+    """(A, B, s) if there is exactly one active plain LoRA, without dropout, offset or hooks."""
+    if type(hosted) is not LoraLinear:
         return None
     active = [name for name in hosted.active_adapters if name in hosted.lora_A]
     if len(active) != 1 or active[0] in hosted.lora_variant:

@@ -13,6 +13,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from .action import phi_of
+from .base_layer import CONVOLUTIONS
 from .config import FeatureConfig, rank_error
 from .identity import ZeroLinear
 from .layer import Added, FeatureLayer
@@ -69,8 +70,6 @@ class HybridLayer(FeatureLayer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.feature_axis != -1:
-            raise ValueError(f"HybridAdaConfig adapts linear layers, not {type(self.base_layer).__name__}.")
         self.parameter_space = nn.Module()  # its child has the name of the first part's, by which keys are recognised
         zero = ZeroLinear(self.in_features, self.out_features, beside=self.base_layer)
         self.parameter_space.add_module(self.phi_name, zero)
@@ -133,6 +132,14 @@ def _sum(one: Matrix, other: Matrix) -> Matrix:
 
 class HybridTuner(FeatureTuner):
     """Hosts PEFT's LoRA twice per layer."""
+
+    def _check_target(self, config: Any, path: str, module: nn.Module) -> None:
+        super()._check_target(config, path, module)
+        if isinstance(module, (nn.Embedding, *CONVOLUTIONS)):
+            raise ValueError(
+                f"{path}: HybridAdaConfig adapts linear layers, not {type(module).__name__}. Leave it out with "
+                "exclude_modules, or use OutputAdaConfig."
+            )
 
     def _host(self, config: Any, adapter_name: str, layer: FeatureLayer, path: str) -> None:
         assert isinstance(layer, HybridLayer)

@@ -205,10 +205,16 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters or self.merged:
             return self.base_layer(x, *args, **kwargs)
         if not (ours or args or kwargs):
-            fused = fused_forward(self, x)
+            fused = self.fused(x)
             if fused is not None:
                 return fused
         return self.adapted(x, lambda z: self.base_layer(z, *args, **kwargs), ours)
+
+    def fused(self, x: Tensor) -> Tensor | None:
+        """The adapted output at less cost, or None where only PEFT's own code knows it."""
+        if self.feature_axis != -1 or len(self.hosts) != 1:
+            return None
+        return fused_forward(self.space, self.base_layer, self.hosted, x)
 
     def adapted(self, x: Tensor, base: Any, adapter_arguments: dict[str, Any]) -> Any:
         """The adapted output, through PEFT's own code."""

@@ -21,6 +21,7 @@ from peft.tuners.tuners_utils import (
     _check_lora_target_modules_mamba as check_mamba,  # the layers of Mamba whose weight is read without a call
 )
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers as include_all_linear  # "all-linear"
+from peft.utils.error import NoMatchingPeftModuleError  # no layer matched: we add which there are
 from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK as HOTSWAPPABLE  # what has to agree, by PEFT type
 from peft.utils.other import get_pattern_key  # the one rule for rank_pattern
 from peft.utils.peft_types import (
@@ -57,6 +58,7 @@ __all__ = [
     "BaseTunerLayer",
     "HostedLayer",
     "LoraLinear",
+    "NoMatchingPeftModuleError",
     "PeftType",
     "QuantizationBackend",
     "check_adapters_to_merge",

@@ -16,10 +16,12 @@ from peft import PeftWarning
 from torch import Tensor, nn
 
 from .base_layer import UnsupportedLayer, describe
+from .config import FeatureConfig
 from .layer import FeatureLayer
 from .peft_internals import (
     BaseTuner,
     BaseTunerLayer,
+    NoMatchingPeftModuleError,
     QuantizationBackend,
     check_mamba,
     get_pattern_key,
@@ -47,27 +49,70 @@ class FeatureTuner(BaseTuner):
     # ---- before anything is changed
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """PEFT's, after every target has been checked: a refused adapter leaves the model as it was."""
+        """PEFT's, after every target has been checked; where it fails all the same, what it did is taken back."""
         config = self.peft_config[adapter_name]
-        targets = self._targets(config, model)
-        for path, module in targets.items():
-            self._check_target(config, path, module)
-        if getattr(config, "tie", None):
-            self._check_tie(config, adapter_name, targets)
-            # Keys of a tied adapter name the leaders only; the config names all of its layers.
-            kwargs["state_dict"] = None
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        layers = [module for module in model.modules() if isinstance(module, FeatureLayer)]
+        is_new = not any(adapter_name in layer._get_available_adapters() for layer in layers)
+        targets: dict[str, nn.Module] = {}
+        try:
+            targets = self._targets(config, model, kwargs.get("state_dict"))
+            for path, module in targets.items():
+                self._check_target(config, path, module)
+            if getattr(config, "tie", None):
+                self._check_tie(config, adapter_name, targets)
+                # Keys of a tied adapter name the leaders only; the config names all of its layers.
+                kwargs["state_dict"] = None
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except NoMatchingPeftModuleError as error:
+            if is_new:
+                self._take_back(model, adapter_name, {})
+            raise NoMatchingPeftModuleError(f"{error} {self._what_there_is(config, model)}") from None
+        except BaseException:
+            if is_new:
+                self._take_back(model, adapter_name, targets)
+            raise
 
-    def _targets(self, config: Any, model: nn.Module) -> dict[str, nn.Module]:
-        """The layers that this config is going to adapt, by path."""
+    def _take_back(self, model: nn.Module, adapter_name: str, targets: dict[str, nn.Module]) -> None:
+        """Leave no trace of an adapter that could not be injected."""
+        for path, module in targets.items():
+            if isinstance(module, FeatureLayer):
+                module.delete_adapter(adapter_name)
+            else:
+                parent, _, name = path.rpartition(".")
+                setattr(model.get_submodule(parent), name, module)
+        for name, shared in self.named_children():  # tensors that layers share (VeRA, VB-LoRA ...)
+            if name != "model" and adapter_name in getattr(shared, "keys", tuple)():
+                del cast(Any, shared)[adapter_name]
+        self.peft_config.pop(adapter_name, None)
+        if not self.peft_config and getattr(model, "_hf_peft_config_loaded", False):
+            cast(Any, model)._hf_peft_config_loaded = False  # transformers and diffusers set it before they ask PEFT
+
+    def _what_there_is(self, config: Any, model: nn.Module) -> str:
+        """The names that target_modules could have said."""
+        names: dict[str, None] = {}
+        for path, module in model.named_modules():
+            try:
+                describe(module).check(get_space(config.space))
+            except ValueError:
+                continue
+            names[path.rpartition(".")[-1]] = None
+        return f"Layers here that {config.space} adaptation can act on: {', '.join(names) or 'none'}."
+
+    def _targets(
+        self, config: Any, model: nn.Module, state_dict: dict[str, Tensor] | None = None
+    ) -> dict[str, nn.Module]:
+        """The layers that this config, or these tensors, are going to adapt, by path."""
         if getattr(config, "target_modules", None) is None:
             config = self._prepare_adapter_config(config, self.get_model_config(model))
         config = include_all_linear(config, model)
         inside = tuple(name + "." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+        keyed = {key.rsplit("." + self.prefix, 1)[0] for key in state_dict or ()}
         return {
             path: module
             for path, module in model.named_modules()
-            if path and not path.startswith(inside) and self._check_target_module_exists(config, path)
+            if path
+            and not path.startswith(inside)
+            and (path in keyed or (not keyed and self._check_target_module_exists(config, path)))
         }
 
     def _check_target(self, config: Any, path: str, module: nn.Module) -> None:
@@ -78,6 +123,11 @@ class FeatureTuner(BaseTuner):
                 raise ValueError(
                     f"{path} carries an adapter in {module.space.name} space, and this one is for {space.name} space: "
                     "the two do not add up on one layer. Merge or unload the first, or train both in one space."
+                )
+            if not isinstance(module, self.layer_cls):
+                raise ValueError(
+                    f"{path} carries an adapter of another kind ({type(module).__name__}, not "
+                    f"{self.layer_cls.__name__}). Merge or unload it first, or train both with one kind of config."
                 )
             return
         if isinstance(module, BaseTunerLayer):
@@ -147,12 +197,17 @@ class FeatureTuner(BaseTuner):
 
     def _check_new_adapter_config(self, config: Any) -> None:
         super()._check_new_adapter_config(config)
-        others: dict[str, Any] = self.peft_config
+        others = {
+            name: cast(Any, other) for name, other in self.peft_config.items() if isinstance(other, FeatureConfig)
+        }
         for name, other in others.items():
             if other is config:
                 continue
             if other.space != config.space:
-                raise ValueError(f"Adapter {name!r} acts in {other.space} space, the new one in {config.space} space.")
+                raise ValueError(
+                    f"Adapter {name!r} acts in {other.space} space, the new one in {config.space} space. Train both in "
+                    "one space, or merge the first."
+                )
             if getattr(other, "tie", None) != getattr(config, "tie", None):
                 raise ValueError(
                     f"All adapters of a model tie the same layers: {name!r} has tie={getattr(other, 'tie', None)!r}, "
@@ -242,6 +297,18 @@ class FeatureTuner(BaseTuner):
     def _backend(self, layer: nn.Module) -> QuantizationBackend | None:
         return resolve_quantization_backend(layer, **get_quantization_kwargs(self.model))
 
+    # ---- loading
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """PEFT's. A tensor that layers share is stored under one of its names; PEFT would miss it under the others."""
+        found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        names = {name: id(tensor) for name, tensor in model.named_parameters(remove_duplicate=False)}
+        values = {names[name]: tensor for name, tensor in found.items() if name in names}
+        return {**found, **{name: values[tensor] for name, tensor in names.items() if tensor in values}}
+
     # ---- merge
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
@@ -257,13 +324,24 @@ class FeatureTuner(BaseTuner):
         return super().merge_and_unload(progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names)
 
     def _check_merge(self, safe_merge: bool, adapter_names: list[str] | None) -> None:
+        holders: dict[int, str] = {}
         for path, module in self.model.named_modules():
-            if isinstance(module, FeatureLayer):
-                with onload_layer(module):
-                    try:
-                        module.check_merge(safe_merge, adapter_names)
-                    except ValueError as error:
-                        raise ValueError(f"{path}: {error}") from None
+            if not isinstance(module, FeatureLayer):
+                continue
+            refusal = None
+            with onload_layer(module):  # has to end without an error, or the layer stays onloaded
+                try:
+                    module.check_merge(safe_merge, adapter_names)
+                except ValueError as error:
+                    refusal = ValueError(f"{path}: {error}")
+            if refusal is not None:
+                raise refusal
+            other = holders.setdefault(id(module.get_base_layer()._parameters.get("weight", module)), path)
+            if other != path:
+                raise ValueError(
+                    f"{other} and {path} share one weight (layer_replication, tied weights), which cannot hold both of "
+                    "their adapters. Run the model unmerged."
+                )
 
     @classmethod
     def _get_adapter_state_dict(
