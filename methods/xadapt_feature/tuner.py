@@ -9,13 +9,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
-from peft import PeftWarning
 from torch import Tensor, nn
 
-from .base_layer import UnsupportedLayer, describe
+from .checks import adaptable, check_target, check_tie
 from .config import FeatureConfig
 from .layer import FeatureLayer
 from .peft_internals import (
@@ -23,8 +21,6 @@ from .peft_internals import (
     BaseTunerLayer,
     NoMatchingPeftModuleError,
     QuantizationBackend,
-    check_mamba,
-    get_pattern_key,
     get_quantization_kwargs,
     include_all_linear,
     onload_layer,
@@ -32,11 +28,8 @@ from .peft_internals import (
     warn_of_shards,
 )
 from .shadow import shadow_of
-from .spaces import Space, get_space
+from .spaces import get_space
 from .tie import TiedLayer, tie_key
-
-# PEFT's checks that go by the PEFT type: what cannot carry a LoRA cannot carry Φ.
-AS_LORA = cast(Any, SimpleNamespace(peft_type="LORA"))
 
 
 class FeatureTuner(BaseTuner):
@@ -59,14 +52,14 @@ class FeatureTuner(BaseTuner):
             for path, module in targets.items():
                 self._check_target(config, path, module)
             if getattr(config, "tie", None):
-                self._check_tie(config, adapter_name, targets)
+                check_tie(config, targets, [name for name in self.peft_config if name != adapter_name])
                 # Keys of a tied adapter name the leaders only; the config names all of its layers.
                 kwargs["state_dict"] = None
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except NoMatchingPeftModuleError as error:
             if is_new:
                 self._take_back(model, adapter_name, {})
-            raise NoMatchingPeftModuleError(f"{error} {self._what_there_is(config, model)}") from None
+            raise NoMatchingPeftModuleError(f"{error} {adaptable(config, model)}") from None
         except BaseException:
             if is_new:
                 self._take_back(model, adapter_name, targets)
@@ -87,17 +80,6 @@ class FeatureTuner(BaseTuner):
         if not self.peft_config and getattr(model, "_hf_peft_config_loaded", False):
             cast(Any, model)._hf_peft_config_loaded = False  # transformers and diffusers set it before they ask PEFT
 
-    def _what_there_is(self, config: Any, model: nn.Module) -> str:
-        """The names that target_modules could have said."""
-        names: dict[str, None] = {}
-        for path, module in model.named_modules():
-            try:
-                describe(module).check(get_space(config.space))
-            except ValueError:
-                continue
-            names[path.rpartition(".")[-1]] = None
-        return f"Layers here that {config.space} adaptation can act on: {', '.join(names) or 'none'}."
-
     def _targets(
         self, config: Any, model: nn.Module, state_dict: dict[str, Tensor] | None = None
     ) -> dict[str, nn.Module]:
@@ -117,83 +99,7 @@ class FeatureTuner(BaseTuner):
 
     def _check_target(self, config: Any, path: str, module: nn.Module) -> None:
         """Raise ValueError where this adapter cannot sit on this layer."""
-        space = get_space(config.space)
-        if isinstance(module, FeatureLayer):
-            if module.space.name != space.name:
-                raise ValueError(
-                    f"{path} carries an adapter in {module.space.name} space, and this one is for {space.name} space: "
-                    "the two do not add up on one layer. Merge or unload the first, or train both in one space."
-                )
-            if not isinstance(module, self.layer_cls):
-                raise ValueError(
-                    f"{path} carries an adapter of another kind ({type(module).__name__}, not "
-                    f"{self.layer_cls.__name__}). Merge or unload it first, or train both with one kind of config."
-                )
-            return
-        if isinstance(module, BaseTunerLayer):
-            raise ValueError(
-                f"{path} already carries a {type(module).__module__.split('.')[-2]} adapter. Merge or unload it first; "
-                "HybridAdaConfig combines LoRA with adaptation in feature space."
-            )
-        parent = self.model.get_submodule(path.rpartition(".")[0])
-        if isinstance(parent, nn.MultiheadAttention):
-            raise ValueError(
-                f"{path} belongs to nn.MultiheadAttention, which reads its weight without calling the layer, so an "
-                "adapter there would be ignored. Leave it out with exclude_modules."
-            )
-        check_mamba(AS_LORA, self.model, path.rpartition(".")[-1])
-        try:
-            base = describe(module, backend=self._backend(module))
-            base.check(space)
-        except ValueError as error:
-            refusal = type(error) if isinstance(error, UnsupportedLayer) else ValueError
-            raise refusal(f"{path}: {error}") from None
-        self._check_rank(config, path, base.in_features, base.out_features, space)
-        if getattr(config, "lora_bias", False) and base.bias is None:
-            warnings.warn(
-                f"`lora_bias=True` was passed but the targeted layer of type {type(module).__name__} has no bias. This "
-                f"means that merging the adapter into {path} won't be possible.",
-                PeftWarning,
-                stacklevel=2,
-            )
-
-    def _check_rank(self, config: Any, path: str, in_features: int, out_features: int, space: Space) -> None:
-        patterns = getattr(config, "rank_pattern", None) or {}
-        rank = patterns.get(get_pattern_key(list(patterns), path), getattr(config, "r", None))
-        if not config.low_rank or not isinstance(rank, int):
-            return
-        widest, width = max(in_features, out_features), space.width(in_features, out_features)
-        if rank > widest:
-            raise ValueError(
-                f"{path}: r={rank} is above the layer's width ({in_features} in, {out_features} out). Use r <= {width}, "
-                "a rank_pattern for this layer, or FullAdaConfig for an update of full rank."
-            )
-        if rank > width:
-            warnings.warn(
-                f"{path}: r={rank} is above the {width} {space.feature} features it adapts; r={width} says as much.",
-                stacklevel=2,
-            )
-
-    def _check_tie(self, config: Any, adapter_name: str, targets: dict[str, nn.Module]) -> None:
-        widths: dict[tuple[str | None, ...], tuple[str, int]] = {}
-        for path, module in targets.items():
-            key = tie_key(config.tie, path)
-            if key is None:
-                continue
-            base = describe(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module)
-            first, width = widths.setdefault(key, (path, base.in_features))
-            if width != base.in_features:
-                raise ValueError(
-                    f"tie={config.tie!r} ties {first} ({width} input features) to {path} ({base.in_features}): tied "
-                    "layers have to read the same features. Capture what tells them apart, as in r'(layers\\.\\d+)\\.'."
-                )
-        if not widths:
-            raise ValueError(
-                f"tie={config.tie!r} matches none of the {len(targets)} target layers, e.g. {next(iter(targets), None)!r}."
-            )
-        others = [name for name in self.peft_config if name != adapter_name]
-        if others and any(not isinstance(module, FeatureLayer) for module in targets.values()):
-            raise ValueError(f"With tie, every adapter of a model adapts the same layers; {others[0]!r} adapts others.")
+        check_target(config, path, module, self.model, self.layer_cls, self._backend(module))
 
     def _check_new_adapter_config(self, config: Any) -> None:
         super()._check_new_adapter_config(config)
