@@ -15,18 +15,28 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 
 
-def tables_of(results: Path) -> str:
-    """The tables of a Markdown result file, without its text."""
-    blocks = results.read_text().split("\n\n")
-    return "\n\n".join(block.strip() for block in blocks if block.lstrip().startswith("|"))
+def tables_of(results: Path) -> dict[str, str]:
+    """The tables of a Markdown result file by the heading that they stand under."""
+    tables: dict[str, str] = {}
+    heading = ""
+    for block in results.read_text().split("\n\n"):
+        if block.startswith("#"):
+            heading = block.lstrip("# ").strip()
+        elif block.startswith("|"):
+            tables[heading] = block.strip()
+    return tables
 
 
 def _tiny() -> str:
-    return tables_of(ROOT / "benchmarks/tiny/results/full.md")
+    """The first language-model setting and the denoiser; the file has the second setting and the learning rates too."""
+    tables = tables_of(ROOT / "benchmarks/tiny/results/full.md")
+    models = [heading for heading in tables if "language model" in heading][:1]
+    denoisers = [heading for heading in tables if "denoiser" in heading]
+    return "\n\n".join(f"*{heading}*\n\n{tables[heading]}" for heading in (*models, *denoisers))
 
 
 def _cost() -> str:
-    return tables_of(ROOT / "benchmarks/cost/results/cpu.md")
+    return "\n\n".join(tables_of(ROOT / "benchmarks/cost/results/cpu.md").values())
 
 
 SECTIONS: dict[str, Callable[[], str]] = {"tiny": _tiny, "methods": methods_table, "cost": _cost}
