@@ -42,7 +42,7 @@ def write(rows: list[dict[str, Any]], options: Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     head = (
         "# Cost of a training step, as a ratio to PEFT's LoRA of the same rank on the same layers\n\n"
-        "Forward, loss, backward and AdamW, adapters on all linear layers; the steps of all variants take turns in one process. "
+        "Forward, loss, backward and AdamW, adapters on all linear layers; the steps of all variants take turns in one process. Time is the process's own on a CPU, the clock's elsewhere. "
         "The floor is the frozen base with the gradient of its input and no adapter. Memory is what a step holds at most beside the model: activations, gradients, optimiser state.\n\n"
         f"`{about['command']}` on {about['processor']}, {about['threads']} thread(s), "
         f"{', '.join(f'{k} {v}' for k, v in about['versions'].items())}.\n\n"

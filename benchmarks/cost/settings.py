@@ -45,7 +45,7 @@ def cells(device: str, short: bool = False) -> list[Cell]:
             for stack in ("llama", "dit")
         ]
     if device == "cpu":
-        grid = product(("llama", "dit"), ((256, 4), (512, 4), (1024, 2)), (4, 16, 64), (False,), ("float32",))
+        grid = product(("llama", "dit"), ((256, 4), (512, 4)), (4, 16, 64), (False,), ("float32",))
         compiled = product(("llama", "dit"), ((512, 2),), (16,), (True,), ("float32",))
         tokens, batch = 256, 2
     else:
