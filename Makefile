@@ -63,7 +63,7 @@ smoke: venv
 	$(CLEAN)/bin/python -I tests/wheel_smoke.py
 
 short-demo: venv
-	$(BIN)/python -m benchmarks.tiny --short
+	$(BIN)/python -m benchmarks.tiny demo --short --fresh --out build/short-demo
 
 test-oldest: .venv-oldest/ready-to-test
 	$(OLDEST)/python -m pytest -q -rs

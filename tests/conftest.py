@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,6 +60,12 @@ def make_unet(seed: int = 0) -> UNet2DConditionModel:
         norm_num_groups=8,
     )
     return unet.eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_interrupts() -> None:
+    """Some tests press Ctrl-C, which a shell's background jobs are born to ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

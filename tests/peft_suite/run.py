@@ -127,13 +127,13 @@ def compare(runner: Runner, config: str, file: str, baseline: Outcomes) -> Count
     for name in sorted(failed):
         test = second.get(name, first.get(name, {"outcome": "error", "reason": "not collected"}))
         if test["outcome"] == "passed":
-            wide = "is above the layer's width" in first[name]["reason"]
+            wide = "is above the layer's width" in first.get(name, {}).get("reason", "")
             counts.lifted += wide
             counts.renamed += not wide
         else:
             reason = reason_for(config, name, test["reason"])
             counts.differ.setdefault(reason, []).append(
-                (name.partition("::")[2], (test["reason"] or test["outcome"])[:300])
+                (name.partition("::")[2], (test["reason"] or test["outcome"])[:600])
             )
     return counts
 
@@ -145,7 +145,7 @@ def worth_a_second_look(test: dict[str, Any]) -> bool:
 
 def table(results: dict[str, dict[str, Counts]], baselines: dict[str, Outcomes]) -> str:
     lines = [
-        "| test file | config | LoRA passes | ours, as it is | + with our key names | + with any rank | differs by design | open |",
+        "| test file | config | LoRA passes | ours, as it is | + with our key names | + with any rank | differs, reason known | open |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for config, files in results.items():
@@ -179,8 +179,8 @@ def _total(files: dict[str, Counts]) -> Counts:
 
 def _row(file: str, config: str, counts: Counts) -> str:
     opened = sum(len(tests) for reason, tests in counts.differ.items() if reason == "open")
-    design = sum(len(tests) for reason, tests in counts.differ.items() if reason != "open")
-    numbers = (counts.lora, counts.passed, counts.renamed, counts.lifted, design, opened)
+    known = sum(len(tests) for reason, tests in counts.differ.items() if reason != "open")
+    numbers = (counts.lora, counts.passed, counts.renamed, counts.lifted, known, opened)
     return f"| {file} | {config} | {' | '.join(map(str, numbers))} |"
 
 
@@ -189,8 +189,11 @@ def differences(results: dict[str, dict[str, Counts]]) -> str:
     for config, files in results.items():
         lines += [f"## {config}: what differs, and why", ""]
         for reason, tests in sorted(_total(files).differ.items(), key=lambda pair: -len(pair[1])):
-            names = Counter(name.partition("[")[0] for name, _ in tests)
+            names = functions(tests)
             lines.append(f"- **{len(tests)}**: {reason}")
+            if reason == "open":
+                lines += [f"  - `{name}`: {message.splitlines()[0]}" for name, message in tests]
+                continue
             lines += (
                 [f"  - `{name}`{f' × {n}' if n > 1 else ''}" for name, n in sorted(names.items())]
                 if len(names) <= 40
@@ -198,6 +201,15 @@ def differences(results: dict[str, dict[str, Counts]]) -> str:
             )
         lines.append("")
     return "\n".join(lines)
+
+
+def functions(tests: list[tuple[str, str]]) -> dict[str, int]:
+    """How many cases of each test function."""
+    return dict(Counter(name.partition("[")[0] for name, _ in tests))
+
+
+def as_json(counts: Counts) -> dict[str, Any]:
+    return {**vars(counts), "differ": {reason: functions(tests) for reason, tests in counts.differ.items()}}
 
 
 def write(path: Path, text: str) -> None:
@@ -219,6 +231,7 @@ def main() -> None:
             parser.error(
                 f"{tests / needed} does not exist; --peft-repo is to be a clone of github.com/huggingface/peft."
             )
+    arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         runner = Runner(arguments.peft_repo, Path(work))
         baselines = {file: runner.run("LoraConfig", file) for file in arguments.files}
@@ -229,8 +242,8 @@ def main() -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("peft", "torch", "transformers", "xadapt"))
     head = f"# PEFT's test suite with our configs\n\n{versions}, Python {platform.python_version()}, CPU.\n\n"
     write(arguments.out / "results.md", head + table(results, baselines) + "\n\n" + differences(results))
-    data = {config: {file: vars(counts) for file, counts in files.items()} for config, files in results.items()}
-    write(arguments.out / "results.json", json.dumps({"versions": versions, "results": data}, indent=1))
+    data = {config: {file: as_json(counts) for file, counts in files.items()} for config, files in results.items()}
+    write(arguments.out / "results.json", json.dumps({"versions": versions, "results": data}, indent=1) + "\n")
     print(table(results, baselines))
 
 
