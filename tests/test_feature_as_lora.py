@@ -55,7 +55,7 @@ def test_adapters_of_other_rank_are_swapped_in_place(config_cls: Any, padded: bo
 
 @pytest.mark.parametrize("config_cls", CONFIGS)
 def test_layers_whose_weight_mamba_reads_without_a_call_are_refused(config_cls: Any) -> None:
-    config = FalconMambaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, state_size=4, vocab_size=50)
+    config = FalconMambaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, state_size=4, vocab_size=50)  # type: ignore[call-arg]  # typed in part
     model = FalconMambaForCausalLM(config)
     before = [name for name, _ in model.named_modules()]
     with pytest.raises(ValueError, match="incompatible with Mamba-based models"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import cast
 
@@ -63,9 +62,7 @@ def measure(name: str, adapter: PeftConfig) -> Row:
     x = torch.randn(16, FEATURES)
     wanted = torch.randn(16, FEATURES)  # to be turned towards, so that orthogonal methods learn too
     bare = base(x).detach()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # methods comment on the size of the layer
-        model = get_peft_model(base, adapter).eval()
+    model = get_peft_model(base, adapter).eval()
     start = (model(x) - bare).abs().max().item()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-2)

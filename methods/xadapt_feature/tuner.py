@@ -230,10 +230,11 @@ class FeatureTuner(BaseTuner):
         return super().merge_and_unload(progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names)
 
     def _check_merge(self, safe_merge: bool, adapter_names: list[str] | None) -> None:
+        layers = {path: module for path, module in self.model.named_modules() if isinstance(module, FeatureLayer)}
+        # Taken, and kept alive, before onloading puts other tensors in their places.
+        weights = {path: layer.get_base_layer()._parameters.get("weight", layer) for path, layer in layers.items()}
         holders: dict[int, str] = {}
-        for path, module in self.model.named_modules():
-            if not isinstance(module, FeatureLayer):
-                continue
+        for path, module in layers.items():
             refusal = None
             with onload_layer(module):  # has to end without an error, or the layer stays onloaded
                 try:
@@ -242,7 +243,7 @@ class FeatureTuner(BaseTuner):
                     refusal = ValueError(f"{path}: {error}")
             if refusal is not None:
                 raise refusal
-            other = holders.setdefault(id(module.get_base_layer()._parameters.get("weight", module)), path)
+            other = holders.setdefault(id(weights[path]), path)
             if other != path:
                 raise ValueError(
                     f"{other} and {path} share one weight (layer_replication, tied weights), which cannot hold both of "
