@@ -117,10 +117,11 @@ def moved(choices: Sequence[dict[str, Any]], clearly: float, rounding: float) ->
 
 
 def learning_rates(tried: Sequence[dict[str, Any]]) -> str:
-    """Loss on the source against the learning rate, one small plot per space; the chosen rate is filled."""
+    """Loss on the source (logarithmic) against the learning rate, one small plot per space; the chosen rate is filled."""
     spaces = list(dict.fromkeys(row["space"] for row in tried))
     rates = sorted({row["learning_rate"] for row in tried})
-    most = max(row["loss"] for row in tried) or 1.0
+    losses = [max(row["loss"], 1e-9) for row in tried]
+    least, most = min(losses) / 1.1, max(losses) * 1.1
     wide, high, shapes = 230, 120, []
     for number, space in enumerate(spaces):
         left = 40 + number * (wide + 40)
@@ -128,7 +129,7 @@ def learning_rates(tried: Sequence[dict[str, Any]]) -> str:
         mine = [row for row in tried if row["space"] == space]
         for row in sorted(mine, key=lambda row: row["learning_rate"]):
             x = left + (rates.index(row["learning_rate"]) + 0.5) * wide / len(rates)
-            y = 24 + high * (1 - row["loss"] / most)
+            y = 24 + high * math.log(most / max(row["loss"], 1e-9)) / math.log(most / least)
             points.append(f"{x:.1f},{y:.1f}")
             tip = f"<title>learning rate {row['learning_rate']:g}: loss {row['loss']:.4f}</title>"
             css = "copy" if space == "lora" else space
@@ -138,11 +139,10 @@ def learning_rates(tried: Sequence[dict[str, Any]]) -> str:
             shapes.append(f'<text class="tick" x="{x:.1f}" y="{24 + high + 18}">{row["learning_rate"]:g}</text>')
         shapes.insert(0, f'<polyline class="line" points="{" ".join(points)}"/>')
         shapes.append(f'<path class="axis" d="M{left},24 V{24 + high} H{left + wide}"/>')
-        shapes.append(
-            f'<text class="label" x="{left + wide / 2:.0f}" y="13">{escape(COLUMNS.get("copy" if space == "lora" else space, space))}</text>'
-        )
-        shapes.append(f'<text class="tick right" x="{left - 4}" y="28">{most:.2f}</text>')
-        shapes.append(f'<text class="tick right" x="{left - 4}" y="{28 + high}">0</text>')
+        name = "LoRA" if space in ("lora", "copy") else COLUMNS.get(space, space)
+        shapes.append(f'<text class="label" x="{left + wide / 2:.0f}" y="13">{escape(name)}</text>')
+        shapes.append(f'<text class="tick right" x="{left - 4}" y="28">{most:.2g}</text>')
+        shapes.append(f'<text class="tick right" x="{left - 4}" y="{28 + high}">{least:.2g}</text>')
     return _svg(40 + len(spaces) * (wide + 40), high + 50, shapes, "loss on the source by learning rate")
 
 

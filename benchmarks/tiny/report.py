@@ -155,7 +155,9 @@ def _learning_rates(results: Results) -> str:
         seed = next(row["seed"] for row in tried if row["part"] == part)
         rows = [row for row in tried if row["part"] == part and row["seed"] == seed]
         figures.append(
-            _figure(charts.learning_rates(rows), f"{part}, seed {seed}: loss on the source. Filled: chosen.")
+            _figure(
+                charts.learning_rates(rows), f"{part}, seed {seed}: loss on the source, logarithmic. Filled: chosen."
+            )
         )
     return f"<h2>Learning rates</h2>{text}{''.join(figures)}"
 
