@@ -72,7 +72,6 @@ def train_adapter(
         lambda batch, generator: v_loss(model, lesson.table, batch, generator),
         steps=settings.adapt_steps,
         learning_rate=learning_rate,
-        momentum=settings.adapt_momentum,
         seed=lesson.seed + 4000,
         title=title,
         progress=progress,

@@ -77,15 +77,12 @@ def fit(
     seed: int,
     title: str,
     progress: Progress,
-    momentum: float = 0.9,
     weight_decay: float = 0.0,
 ) -> None:
     """Train whatever of `model` asks for gradients: AdamW, short warm-up, linear decay."""
     generator = torch.Generator().manual_seed(seed)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, learning_rate, betas=(momentum, 0.95), weight_decay=weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
     model.train()
     for step in range(steps):
         if step % 10 == 0:
