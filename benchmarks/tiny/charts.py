@@ -124,7 +124,7 @@ def learning_rates(tried: Sequence[dict[str, Any]]) -> str:
     least, most = min(losses) / 1.1, max(losses) * 1.1
     wide, high, shapes = 230, 120, []
     for number, space in enumerate(spaces):
-        left = 40 + number * (wide + 40)
+        left = 52 + number * (wide + 52)
         points = []
         mine = [row for row in tried if row["space"] == space]
         for row in sorted(mine, key=lambda row: row["learning_rate"]):
@@ -143,7 +143,7 @@ def learning_rates(tried: Sequence[dict[str, Any]]) -> str:
         shapes.append(f'<text class="label" x="{left + wide / 2:.0f}" y="13">{escape(name)}</text>')
         shapes.append(f'<text class="tick right" x="{left - 4}" y="28">{most:.2g}</text>')
         shapes.append(f'<text class="tick right" x="{left - 4}" y="{28 + high}">{least:.2g}</text>')
-    return _svg(40 + len(spaces) * (wide + 40), high + 50, shapes, "loss on the source by learning rate")
+    return _svg(52 + len(spaces) * (wide + 52), high + 50, shapes, "loss on the source by learning rate")
 
 
 def sheet(grey: str, height: int, width: int, tile: int = 8, zoom: int = 3, gap: int = 2) -> str:
