@@ -25,8 +25,8 @@ from tests.feature_models import (
     weights,
 )
 from xadapt import InputAdaConfig, OutputAdaConfig, feature_space
+from xadapt.peft_internals import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 from xadapt_feature.hosts import HOSTS
-from xadapt_feature.peft_internals import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 from xadapt_feature.refusals import LORA_OPTIONS, PEFT_TYPES, WEIGHT_INITS
 
 TARGETS = ["lin0", "lin1"]  # 16 → 32 with a bias, 32 → 24 without

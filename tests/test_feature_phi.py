@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from tests.feature_models import TOLERANCE, OneLayer, adapted, feature_layers
 from xadapt import InputAdaConfig
+from xadapt.matrix import Dense, LowRank, low_rank_sum
+from xadapt.peft_internals import HostedLayer
 from xadapt_feature.action import is_plain_lora, phi_of
-from xadapt_feature.peft_internals import HostedLayer
-from xadapt_feature.phi import Dense, LowRank, low_rank_sum
 
 widths = st.integers(1, 7)
 ranks = st.integers(1, 4)

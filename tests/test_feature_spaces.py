@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.feature_models import TOLERANCE
-from xadapt_feature.phi import Dense, LowRank, Matrix, Phi
+from xadapt.matrix import Dense, LowRank, Matrix
+from xadapt_feature.phi import Phi
 from xadapt_feature.spaces import get_space
 
 CONV = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
@@ -80,28 +81,19 @@ def test_the_folded_layer_is_the_layer_with_phi(case: Case) -> None:
     space, weight, bias = get_space(case.space), case.weight, case.bias
     expected = space.forward(case.layer(weight, bias), case.apply_phi, case.x)
 
-    added = space.fold(space.matrix(weight), case.phi.delta)
-    new_weight = weight + space.weight(added.tensor(), tuple(weight.shape))
-    moved = space.fold_bias(weight, bias, case.phi)
+    update = space.update(weight, bias, case.phi)
+    new_weight = weight + update.matrix.tensor().view(weight.shape)
+    moved = update.bias
     new_bias = moved if bias is None else bias if moved is None else bias + moved
     actual = case.layer(new_weight, new_bias)(case.x)
 
     tolerance = 20 * TOLERANCE[weight.dtype]
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
-    # No larger rank, and no decomposition to keep it.
+    # No larger rank, and no decomposition to keep it. Before a kernel, each of its positions needs the rank anew.
     if isinstance(case.phi.delta, LowRank):
-        assert isinstance(added, LowRank)
-        assert added.left.shape[1] == case.phi.delta.left.shape[1]
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(cases())
-def test_a_weight_as_a_matrix_and_back_is_the_weight(case: Case) -> None:
-    space = get_space(case.space)
-    matrix = space.matrix(case.weight)
-    assert matrix.ndim == 2
-    assert matrix.shape[1 if case.space == "input" else 0] == space.width(*case.weight.shape[1::-1])
-    torch.testing.assert_close(space.weight(matrix, tuple(case.weight.shape)), case.weight, rtol=0, atol=0)
+        assert isinstance(update.matrix, LowRank)
+        positions = weight[0, 0].numel() if case.space == "input" else 1
+        assert update.matrix.left.shape[1] == case.phi.delta.left.shape[1] * positions
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -15,9 +15,8 @@ from peft.utils import PeftType as PublicPeftType
 from torch import nn
 
 from tests.feature_models import Mlp, OneLayer
-from xadapt_feature import peft_internals
-from xadapt_feature.hosts import HOSTS
-from xadapt_feature.peft_internals import (
+from xadapt import peft_internals
+from xadapt.peft_internals import (
     HOTSWAPPABLE,
     PEFT_TYPE_TO_CONFIG_MAPPING,
     PEFT_TYPE_TO_TUNER_MAPPING,
@@ -36,6 +35,7 @@ from xadapt_feature.peft_internals import (
     resolve_quantization_backend,
     warn_of_shards,
 )
+from xadapt_feature.hosts import HOSTS
 
 
 def lora(*targets: str, **options: Any) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import PeftConfig
 
-from xadapt_feature.peft_internals import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
+from xadapt.peft_internals import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 
 FEATURES = 64
 RANK = 4

@@ -9,8 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .peft_internals import HostedLayer, LoraLinear
-from .phi import Dense, Phi, low_rank_sum
+from xadapt.matrix import Dense, low_rank_sum
+from xadapt.peft_internals import HostedLayer, LoraLinear
+
+from .phi import Phi
 
 
 def phi_of(hosted: HostedLayer, adapter_names: Sequence[str], like: Tensor) -> Phi:

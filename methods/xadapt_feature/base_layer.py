@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .peft_internals import BaseTunerLayer, QuantizationBackend
+from xadapt.peft_internals import BaseTunerLayer, QuantizationBackend
+from xadapt.update import calculating_in, to_stored
+
 from .spaces import Space
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class BaseLayer:
-    """A plain linear. The layout of weights handed in and out is (out, in, *kernel), whatever the layer stores."""
+    """A plain linear. Weights are handed in and out as (out, in, *kernel), whatever layout the layer stores."""
 
     feature_axis = -1
 
@@ -37,18 +38,14 @@ class BaseLayer:
     def check(self, space: Space) -> None:
         """Raise ValueError if Φ cannot act there."""
 
-    def to_stored(self, weight: Tensor) -> Tensor:
-        """From (out, in, *kernel) to the layout that the layer stores, and back: each layout is its own inverse."""
-        return weight
-
     def read(self) -> Tensor:
         """The weight in a dtype to calculate in: float64 stays, everything smaller becomes float32."""
-        weight = self.to_stored(cast(Tensor, self.layer.weight).data)
-        return weight if weight.dtype == torch.float64 else weight.float()
+        weight = to_stored(self.layer, cast(Tensor, self.layer.weight).data)
+        return weight.to(calculating_in(weight))
 
     def add(self, update: Tensor) -> None:
         """weight += update, rounded once, in place: parameters that share the storage stay tied."""
-        cast(Tensor, self.layer.weight).data.add_(self.to_stored(update))
+        cast(Tensor, self.layer.weight).data.add_(to_stored(self.layer, update))
 
     def check_constant(self, space: Space) -> None:
         """Raise ValueError if this layer has no place for a constant that the adapter adds to its features."""
@@ -73,9 +70,6 @@ class Conv1DLayer(BaseLayer):
     def out_features(self) -> int:
         return cast(Tensor, self.layer.weight).shape[1]
 
-    def to_stored(self, weight: Tensor) -> Tensor:
-        return weight.T
-
 
 class EmbeddingLayer(BaseLayer):
     """An embedding is a linear over one-hot rows: it has output features only."""
@@ -95,9 +89,6 @@ class EmbeddingLayer(BaseLayer):
             )
         if getattr(self.layer, "max_norm", None) is not None:
             raise ValueError("an embedding with max_norm rewrites its own weight; set max_norm=None.")
-
-    def to_stored(self, weight: Tensor) -> Tensor:
-        return weight.T
 
 
 class ConvLayer(BaseLayer):

@@ -9,9 +9,10 @@ from typing import Any, cast
 from peft import PeftWarning
 from torch import nn
 
+from xadapt.peft_internals import BaseTunerLayer, QuantizationBackend, check_mamba, get_pattern_key
+
 from .base_layer import UnsupportedLayer, describe
 from .layer import FeatureLayer
-from .peft_internals import BaseTunerLayer, QuantizationBackend, check_mamba, get_pattern_key
 from .spaces import Space, get_space
 from .tie import tie_key
 

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, cast
 
 from peft import LoraConfig
 
+from xadapt.peft_internals import PeftType
 from xadapt.version import __version__
 
-from .peft_internals import PeftType
 from .refusals import check_options
 
 

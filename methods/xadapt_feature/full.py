@@ -10,8 +10,9 @@ from peft import PeftConfig
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
+from xadapt.peft_internals import BaseTuner, BaseTunerLayer
+
 from .config import FeatureConfig
-from .peft_internals import BaseTuner, BaseTunerLayer
 from .spaces import get_space
 
 

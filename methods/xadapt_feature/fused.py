@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .peft_internals import HostedLayer, LoraLinear
+from xadapt.peft_internals import HostedLayer, LoraLinear
+
 from .spaces import Space
 
 

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
-import torch
 from peft import LoraConfig
 from torch import Tensor, nn
+
+from xadapt.peft_internals import HostedLayer
+from xadapt.update import Update, calculating_in, total
 
 from .action import phi_of
 from .base_layer import CONVOLUTIONS
 from .config import FeatureConfig, rank_error
 from .identity import ZeroLinear
-from .layer import Added, FeatureLayer
-from .peft_internals import HostedLayer
-from .phi import Dense, LowRank, Matrix
+from .layer import FeatureLayer
 from .spaces import get_space
 from .tuner import FeatureTuner
 
@@ -117,17 +117,9 @@ class HybridLayer(FeatureLayer):
     def adapted(self, x: Tensor, base: Any, adapter_arguments: dict[str, Any]) -> Any:
         return super().adapted(x, base, adapter_arguments) + self.delta(x, **adapter_arguments)
 
-    def folded(self, adapter_names: Sequence[str], weight: Tensor, bias: Tensor | None) -> Added:
-        feature = super().folded(adapter_names, weight, bias)
-        parameter = phi_of(self.delta, adapter_names, weight)
-        return Added(_sum(feature.matrix, parameter.delta), feature.bias)
-
-
-def _sum(one: Matrix, other: Matrix) -> Matrix:
-    """The sum of two updates: of the ranks' sum where both are of low rank."""
-    if isinstance(one, LowRank) and isinstance(other, LowRank):
-        return LowRank(torch.cat([one.left, other.left], dim=1), torch.cat([one.right, other.right], dim=0))
-    return Dense(one.tensor() + other.tensor())
+    def folded(self, adapter_names: Sequence[str], weight: Tensor, bias: Tensor | None) -> Update:
+        parameter = phi_of(self.delta, adapter_names, calculating_in(weight))
+        return total([super().folded(adapter_names, weight, bias), Update(parameter.delta)])
 
 
 class HybridTuner(FeatureTuner):

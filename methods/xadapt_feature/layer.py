@@ -9,30 +9,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from xadapt.peft_internals import BaseTunerLayer, HostedLayer, QuantizationBackend, check_adapters_to_merge
+from xadapt.update import Update, calculating_in, to_stored
+
 from .action import phi_of
 from .base_layer import BaseLayer, ConvLayer, EmbeddingLayer, describe
 from .fused import fused_forward
 from .identity import IdentityLinear
-from .peft_internals import BaseTunerLayer, HostedLayer, QuantizationBackend, check_adapters_to_merge
-from .phi import Matrix
 from .spaces import Space
 
 # Arguments that PEFT's forward hooks add to a layer's call; they are the adapter's, not the base layer's.
 ADAPTER_ARGUMENTS = ("adapter_names", "alora_offsets")
-
-
-@dataclass(frozen=True)
-class Added:
-    """What merging has added to the base layer. Unmerging subtracts it again; Φ is never inverted."""
-
-    matrix: Matrix
-    bias: Tensor | None
 
 
 class FeatureLayer(nn.Module, BaseTunerLayer):
@@ -58,7 +50,7 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
         self.quantization_backend = backend
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
-        self._added: Added | None = None
+        self._added: Update | None = None  # what merging has added; unmerging subtracts it again, Φ is never inverted
         base = self.base
         base.check(space)
         self.feature_axis = base.feature_axis
@@ -222,11 +214,9 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
 
     # ---- merge
 
-    def folded(self, adapter_names: Sequence[str], weight: Tensor, bias: Tensor | None) -> Added:
-        """What these adapters add to a weight (out, in, *kernel) and a bias (out,)."""
-        phi = phi_of(self.hosted, adapter_names, weight)
-        matrix = self.space.matrix(weight)
-        return Added(self.space.fold(matrix, phi.delta), self.space.fold_bias(weight, bias, phi))
+    def folded(self, adapter_names: Sequence[str], weight: Tensor, bias: Tensor | None) -> Update:
+        """What these adapters add to a weight (out, in, *kernel) and a bias (out,), which need not be this layer's own."""
+        return self.space.update(weight, bias, phi_of(self.hosted, adapter_names, calculating_in(weight)))
 
     def _unmerged(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias without what is merged into them, in the dtype to calculate in."""
@@ -234,7 +224,7 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
         weight, bias = base.read(), base.bias
         bias = None if bias is None else bias.detach().to(weight.dtype)
         if self._added is not None:
-            weight = weight - self.space.weight(self._added.matrix.tensor(), tuple(weight.shape))
+            weight = weight - self._added.matrix.tensor().view(weight.shape)
             if bias is not None and self._added.bias is not None:
                 bias = bias - self._added.bias
         return weight, bias
@@ -242,8 +232,7 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """The update of the base weight, in the layout that the base layer stores (for PEFT's `convert_to_lora`)."""
         weight, bias = self._unmerged()
-        matrix = self.folded([adapter_name], weight, bias).matrix.tensor()
-        return self.base.to_stored(self.space.weight(matrix, tuple(weight.shape)))
+        return to_stored(self.base.layer, self.folded([adapter_name], weight, bias).matrix.tensor().view(weight.shape))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether a LoRA of a linear says the same: it has no bias, so not where Φ moves one or adds a constant."""
@@ -269,7 +258,7 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
             return
         merged = [*self.merged_adapters, *names]
         added, weight = self._checked(merged, safe_merge)
-        self._replace_added(added, tuple(weight.shape), self.space.weight(added.matrix.tensor(), tuple(weight.shape)))
+        self._replace_added(added, weight.shape)
         self.merged_adapters = merged
 
     @torch.no_grad()
@@ -283,14 +272,14 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
         available = self._get_available_adapters()
         return [name for name in adapter_names if name in available and name not in self.merged_adapters]
 
-    def _checked(self, adapter_names: list[str], safe_merge: bool) -> tuple[Added, Tensor]:
+    def _checked(self, adapter_names: list[str], safe_merge: bool) -> tuple[Update, Tensor]:
         """What these adapters add to the unmerged weight, and that weight."""
         weight, bias = self._unmerged()
         added = self.folded(adapter_names, weight, bias)
         if added.bias is not None:
             self.base.check_constant(self.space)
         if safe_merge:
-            update = self.space.weight(added.matrix.tensor(), tuple(weight.shape))
+            update = added.matrix.tensor().view(weight.shape)
             finite = update.isfinite().all() and (added.bias is None or added.bias.isfinite().all())
             if not (finite and (weight + update).isfinite().all()):
                 raise ValueError(
@@ -304,20 +293,19 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        self._replace_added(None, tuple(self.base.read().shape), None)
+        self._replace_added(None, self.base.read().shape)
         self.merged_adapters = []
 
-    def _replace_added(self, added: Added | None, shape: tuple[int, ...], update: Tensor | None) -> None:
+    def _replace_added(self, added: Update | None, shape: torch.Size) -> None:
         """One write of the difference between what is to be added and what has been."""
         base, old = self.base, self._added
-        bias = None if added is None else added.bias
+        matrix, bias = (None, None) if added is None else (added.matrix.tensor(), added.bias)
         if old is not None:
-            old_update = self.space.weight(old.matrix.tensor(), shape)
-            update = -old_update if update is None else update - old_update
+            matrix = -old.matrix.tensor() if matrix is None else matrix - old.matrix.tensor()
             if old.bias is not None:
                 bias = -old.bias if bias is None else bias - old.bias
         if bias is not None:
             base.add_bias(bias)
-        if update is not None:
-            base.add(update)
+        if matrix is not None:
+            base.add(matrix.view(shape))
         self._added = added

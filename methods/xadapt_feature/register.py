@@ -12,12 +12,7 @@ from typing import Any, cast
 from aenum import extend_enum
 from peft import PeftConfig
 
-from .config import FeatureConfig, InputAdaConfig, InputConfig, OutputAdaConfig, OutputConfig
-from .full import FullAdaConfig, FullModel
-from .hosts import HOSTS
-from .hybrid import HybridAdaConfig, HybridLayer, HybridTuner
-from .layer import FeatureLayer
-from .peft_internals import (
+from xadapt.peft_internals import (
     HOTSWAPPABLE,
     PEFT_TYPE_TO_CONFIG_MAPPING,
     PEFT_TYPE_TO_TUNER_MAPPING,
@@ -26,6 +21,12 @@ from .peft_internals import (
     PeftType,
     register_peft_method,
 )
+
+from .config import FeatureConfig, InputAdaConfig, InputConfig, OutputAdaConfig, OutputConfig
+from .full import FullAdaConfig, FullModel
+from .hosts import HOSTS
+from .hybrid import HybridAdaConfig, HybridLayer, HybridTuner
+from .layer import FeatureLayer
 from .tie import TiedLayer
 from .tuner import FeatureTuner, poses_as
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from xadapt.peft_internals import BaseTunerLayer
+
 from .base_layer import describe
 from .identity import IdentityLinear
-from .peft_internals import BaseTunerLayer
 from .spaces import Space
 
 

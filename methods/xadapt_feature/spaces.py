@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .phi import Matrix, Phi
+from xadapt.matrix import Dense, LowRank, Matrix, times
+from xadapt.update import Update, calculating_in
+
+from .phi import Phi
 
 
 class Space(ABC):
@@ -25,20 +28,17 @@ class Space(ABC):
         """The adapted layer's output."""
 
     @abstractmethod
-    def matrix(self, weight: Tensor) -> Tensor:
-        """The weight as a matrix whose columns (input) or rows (output) are the features Φ acts on."""
-
-    @abstractmethod
-    def weight(self, matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Inverse of `matrix`."""
-
-    @abstractmethod
-    def fold(self, matrix: Tensor, delta: Matrix) -> Matrix:
-        """What Φ adds to the weight, in the layout of `matrix`."""
+    def fold(self, weight: Tensor, delta: Matrix) -> Matrix:
+        """What Φ adds to the weight, as (out, in·kernel). Of low rank where Δ is: of the same one, kernels aside."""
 
     @abstractmethod
     def fold_bias(self, weight: Tensor, bias: Tensor | None, phi: Phi) -> Tensor | None:
         """What Φ adds to the bias, or None where it adds nothing."""
+
+    def update(self, weight: Tensor, bias: Tensor | None, phi: Phi) -> Update:
+        """What Φ adds to a layer of weight (out, in, *kernel). Tensors of Φ have the dtype to calculate in."""
+        bias = None if bias is None else bias.to(calculating_in(weight))
+        return Update(self.fold(weight, phi.delta), self.fold_bias(weight, bias, phi))
 
 
 class InputSpace(Space):
@@ -60,20 +60,17 @@ class InputSpace(Space):
             )
         return y
 
-    def matrix(self, weight: Tensor) -> Tensor:
-        return weight.movedim(1, -1).reshape(-1, weight.shape[1])
-
-    def weight(self, matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return matrix.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
-
-    def fold(self, matrix: Tensor, delta: Matrix) -> Matrix:
-        return delta.after(matrix)
+    def fold(self, weight: Tensor, delta: Matrix) -> Matrix:
+        if weight.ndim == 2:
+            return delta.after(weight)
+        rows = delta.after(weight.movedim(1, -1).reshape(-1, weight.shape[1]))  # (out·kernel, in)
+        return _beside_kernel(rows, weight.shape[0], weight[0, 0].numel())
 
     def fold_bias(self, weight: Tensor, bias: Tensor | None, phi: Phi) -> Tensor | None:
         if phi.offset is None:
             return None
         # A constant added before a convolution meets the kernel at every position, padding aside: see BaseLayer.
-        return weight.flatten(2).sum(-1) @ phi.offset if weight.ndim > 2 else weight @ phi.offset
+        return times(weight.flatten(2).sum(-1) if weight.ndim > 2 else weight, phi.offset[:, None])[:, 0]
 
 
 class OutputSpace(Space):
@@ -88,20 +85,27 @@ class OutputSpace(Space):
     def forward(self, base: Callable[[Tensor], Tensor], phi: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return phi(base(x))
 
-    def matrix(self, weight: Tensor) -> Tensor:
-        return weight.flatten(1)
-
-    def weight(self, matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return matrix.view(shape)
-
-    def fold(self, matrix: Tensor, delta: Matrix) -> Matrix:
-        return delta.before(matrix)
+    def fold(self, weight: Tensor, delta: Matrix) -> Matrix:
+        return delta.before(weight.flatten(1))
 
     def fold_bias(self, weight: Tensor, bias: Tensor | None, phi: Phi) -> Tensor | None:
         moved = None if bias is None else phi.delta.before(bias[:, None]).tensor()[:, 0]
         if phi.offset is None or moved is None:
             return phi.offset if moved is None else moved
         return moved + phi.offset
+
+
+def _beside_kernel(rows: Matrix, out: int, positions: int) -> Matrix:
+    """From (out·kernel, in) to (out, in·kernel). A rank r becomes r·kernel: each position has products of its own."""
+    if isinstance(rows, Dense):
+        return Dense(rows.matrix.view(out, positions, -1).transpose(1, 2).reshape(out, -1))
+    if positions == 1:
+        return rows
+    rank, width = rows.right.shape
+    right = rows.right.new_zeros(positions, rank, width, positions)
+    for position in range(positions):
+        right[position, :, :, position] = rows.right
+    return LowRank(rows.left.view(out, positions * rank), right.view(positions * rank, width * positions))
 
 
 SPACES: dict[str, Space] = {space.name: space for space in (InputSpace(), OutputSpace())}

@@ -12,8 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .layer import Added, FeatureLayer
-from .peft_internals import HostedLayer, onload_layer
+from xadapt.peft_internals import HostedLayer, onload_layer
+from xadapt.update import Update
+
+from .layer import FeatureLayer
 
 
 def tie_key(tie: str | list[str] | None, path: str) -> tuple[str | None, ...] | None:
@@ -49,7 +51,7 @@ class TiedLayer(FeatureLayer):
         except AttributeError:
             return self._hosted_attribute(name)
 
-    def folded(self, adapter_names: Sequence[str], weight: Tensor, bias: Tensor | None) -> Added:
+    def folded(self, adapter_names: Sequence[str], weight: Tensor, bias: Tensor | None) -> Update:
         with onload_layer(self._leader[0]):  # accelerate may have offloaded the leader's tensors
             return super().folded(adapter_names, weight, bias)
 

@@ -13,10 +13,7 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from .checks import adaptable, check_target, check_tie
-from .config import FeatureConfig
-from .layer import FeatureLayer
-from .peft_internals import (
+from xadapt.peft_internals import (
     BaseTuner,
     BaseTunerLayer,
     NoMatchingPeftModuleError,
@@ -27,6 +24,10 @@ from .peft_internals import (
     resolve_quantization_backend,
     warn_of_shards,
 )
+
+from .checks import adaptable, check_target, check_tie
+from .config import FeatureConfig
+from .layer import FeatureLayer
 from .shadow import shadow_of
 from .spaces import get_space
 from .tie import TiedLayer, tie_key
