@@ -10,6 +10,8 @@ if TYPE_CHECKING:  # `xadapt --help` need not wait seconds for torch and peft
     from peft import PeftConfig
     from torch import Tensor, nn
 
+    from xadapt.update import Fold
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
@@ -27,6 +29,10 @@ class Kind:
 
     tensors: Callable[[nn.Module], Mapping[str, Tensor]]
     """Those layers' live tensors, named by module path in the base + parameter name, without an adapter name."""
+
+    updates: Callable[[PeftConfig, Mapping[str, Tensor]], Mapping[str, Fold] | None] = lambda config, tensors: None
+    """What a detached adapter (its config, its tensors) adds to each layer, by module path, where its tensors alone tell, as
+    LoRA's do. None where they do not: it is then attached to a base without weights to find out."""
 
     def serves(self, peft_type: str) -> bool:
         """Whether a folder of `peft_type` is of this kind: "input_ada" serves INPUT_ADA and its family INPUT_ADA_LOHA, …"""
@@ -46,7 +52,11 @@ class Adapter:
 class Base(Protocol):
     """A frozen pretrained model, opened only as far as a method reaches into it."""
 
-    def weights(self) -> Mapping[str, Tensor]: ...  # streamed from safetensors, one tensor per lookup
+    @property
+    def name(self) -> str: ...  # what messages call it
+    def weights(self) -> Mapping[str, Tensor]: ...  # by the live network's names; streamed, one tensor per lookup
+    def modules(self) -> Mapping[str, nn.Module]: ...  # by path, without weights on disk bases; only to be looked at
+    def skeleton(self) -> nn.Module: ...  # the network without weights, on the meta device; the caller's own
     def module(self) -> nn.Module: ...  # the live network, loaded on first use
 
 

@@ -32,6 +32,14 @@ class Dense:
         """self @ weight"""
         return Dense(times_right(self.matrix, weight))
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    @property
+    def transposed(self) -> Dense:
+        return Dense(self.matrix.T)
+
     def scaled(self, factor: float) -> Dense:
         return Dense(self.matrix * factor)
 
@@ -43,6 +51,10 @@ class LowRank:
     left: Tensor
     right: Tensor
 
+    @property
+    def rank(self) -> int:
+        return self.left.shape[1]
+
     def tensor(self) -> Tensor:
         return self.left @ self.right
 
@@ -53,6 +65,14 @@ class LowRank:
     def before(self, weight: Tensor) -> LowRank:
         """self @ weight, of the same rank."""
         return LowRank(self.left, times_right(self.right, weight))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.left.shape[0], self.right.shape[1]
+
+    @property
+    def transposed(self) -> LowRank:
+        return LowRank(self.right.T, self.left.T)
 
     def scaled(self, factor: float) -> LowRank:
         return LowRank(self.left * factor, self.right)
@@ -104,15 +124,17 @@ def times_right(left: Tensor, weight: Tensor) -> Tensor:
     return product
 
 
-def add_product(weight: Tensor, matrix: Matrix, out: Tensor) -> None:
-    """out = weight + matrix, all (m, n): summed in the matrix's dtype, rounded once. `out` may be `weight`."""
+def sum_rows(weight: Tensor, matrix: Matrix) -> Iterator[Tensor]:
+    """weight (m, n) + matrix, a few rows at a time, in the dtype of the matrix.
+
+    Each strip is overwritten by the next: use it before going on.
+    """
     dtype = matrix.left.dtype if isinstance(matrix, LowRank) else matrix.matrix.dtype
     for strip, rows in _strips(weight, dtype):
         if isinstance(matrix, LowRank):
-            strip.addmm_(matrix.left[rows], matrix.right)
+            yield strip.addmm_(matrix.left[rows], matrix.right)
         else:
-            strip.add_(matrix.matrix[rows])
-        out[rows] = strip
+            yield strip.add_(matrix.matrix[rows])
 
 
 def _strips(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, slice]]:

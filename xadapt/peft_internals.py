@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import (
     BaseTuner,  # base class of every tuner, ours included
     BaseTunerLayer,  # what PEFT, transformers and diffusers take for an adapter layer
     check_adapters_to_merge,  # PEFT's warnings about what is merged already
+    check_target_module_exists,  # the one rule for target_modules, exclude_modules and layers_to_transform
     onload_layer,  # brings back what accelerate has offloaded of a layer
 )
 from peft.tuners.tuners_utils import (
@@ -63,6 +64,7 @@ __all__ = [
     "QuantizationBackend",
     "check_adapters_to_merge",
     "check_mamba",
+    "check_target_module_exists",
     "get_pattern_key",
     "get_quantization_kwargs",
     "include_all_linear",

@@ -28,7 +28,7 @@ def rehearse(model: nn.Module, folder: Path, adapter_name: str) -> None:
             the adapter has tensors for, or the adapter lacks tensors for a layer that its config targets.
     """
     config = PeftConfig.from_pretrained(str(folder))
-    copied = _without_data(model)
+    copied = without_data(model)
     if (
         config.is_prompt_learning or copied is None
     ):  # the former touch no layer; without a copy PEFT's own checks must do
@@ -66,7 +66,7 @@ def rehearse(model: nn.Module, folder: Path, adapter_name: str) -> None:
         )
 
 
-def _without_data(model: nn.Module) -> nn.Module | None:
+def without_data(model: nn.Module) -> nn.Module | None:
     """The same tree of modules with its parameters and buffers on the meta device, or None if it cannot be copied."""
     twins = {id(tensor): _on_meta(tensor) for tensor in (*model.parameters(), *model.buffers())}
     try:

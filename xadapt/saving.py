@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from peft.utils import CONFIG_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+
+from xadapt.errors import did_you_mean
 
 
 def save(model: PeftModel, folder: str | PathLike[str], adapter_name: str = "default", **options: Any) -> Path:
-    """`model.save_pretrained` for one adapter, into a temporary folder first: an interrupted save changes nothing.
+    """`model.save_pretrained` for one adapter, whole or not at all: interrupted, it leaves nothing that loads half.
+
+    It writes into a temporary folder first. Where an adapter is replaced, its config goes first and the new one comes
+    last, so a folder in which the interruption fell between the two is refused by `load`, and can be saved to again.
 
     Args:
         model: the PeftModel.
@@ -23,16 +28,23 @@ def save(model: PeftModel, folder: str | PathLike[str], adapter_name: str = "def
         options: further arguments of `PeftModel.save_pretrained`.
 
     Raises:
+        TypeError: `model` is no PeftModel.
         ValueError: the model has no such adapter, or `folder` holds something that is no adapter.
     """
+    if not isinstance(model, PeftModel):
+        raise TypeError(
+            f"save() takes the PeftModel that get_peft_model or xadapt.load returned, got {type(model).__name__}. "
+            "Of a model with an adapter inside (transformers' add_adapter), save_pretrained writes it."
+        )
     folder = Path(folder)
     if adapter_name not in model.peft_config:
-        raise ValueError(
-            f"The model has no adapter {adapter_name!r}; it has {', '.join(map(repr, model.peft_config))}."
-        )
+        names = list(model.peft_config)
+        hint = f"Pass adapter_name={names[0]!r}." if len(names) == 1 else did_you_mean(adapter_name, names)
+        raise ValueError(f"The model has no adapter {adapter_name!r}. {hint}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; save() wants a folder to write the adapter into.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_NAME).is_file():
+    is_adapter = any((folder / name).is_file() for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME))
+    if folder.is_dir() and any(folder.iterdir()) and not is_adapter:
         raise ValueError(f"{folder} holds files but no adapter; choose a new folder, or empty this one.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -46,11 +58,12 @@ def save(model: PeftModel, folder: str | PathLike[str], adapter_name: str = "def
 
 
 def _put(written: Path, folder: Path) -> None:
-    """The finished files to their place. The config comes last: without it, a folder is no adapter."""
+    """The finished files to their place: without a config, a folder is no adapter."""
     if not folder.exists():
         os.chmod(written, 0o777 & ~_umask())  # mkdtemp makes folders for their owner alone
         os.replace(written, folder)
         return
+    (folder / CONFIG_NAME).unlink(missing_ok=True)  # or it would stand beside tensors that are not its own
     for path in sorted(written.iterdir(), key=lambda path: path.name == CONFIG_NAME):
         os.replace(path, folder / path.name)
 

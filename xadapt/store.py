@@ -5,12 +5,14 @@ Everything that can be wrong is looked for before the base is touched, so a fail
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel, PeftType
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
@@ -19,6 +21,7 @@ from torch import nn
 
 from xadapt import registry
 from xadapt.errors import did_you_mean, some
+from xadapt.finite import is_finite
 from xadapt.rehearsal import rehearse
 from xadapt.version import __version__
 
@@ -42,27 +45,45 @@ def load(
         options: further arguments of `PeftModel.from_pretrained`: is_trainable, low_cpu_mem_usage, …
 
     Raises:
+        TypeError: `model` is no module.
         ValueError: the folder, its config or its tensors cannot be used, or do not fit this base. The base is unchanged.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"load() takes the base itself, an nn.Module, got {model!r}. Load it first: "
+            "xadapt.load(AutoModelForCausalLM.from_pretrained(...), folder)."
+        )
     folder = Path(folder)
     if {"config", "subfolder"} & options.keys():
         raise ValueError(
             "load() reads the config of the very folder it is given: pass folder/subfolder and no config=."
         )
-    peft_type = _read_peft_type(folder)
-    _open_format(peft_type)
-    _check_tensors(folder)
+    check_folder(folder)
     _check_device(torch_device)
     options["torch_device"] = str(torch_device) if torch_device is not None else None
     if isinstance(model, PeftModel) and adapter_name in model.peft_config:
         raise ValueError(
             f"The model has an adapter {adapter_name!r} already: choose another adapter_name, or delete_adapter."
         )
+    _check_base_weights(model, folder)
     rehearse(model, folder, adapter_name)
     if isinstance(model, PeftModel):
         model.load_adapter(folder, adapter_name, **options)
         return model
     return PeftModel.from_pretrained(model, folder, adapter_name, **options)
+
+
+def check_folder(folder: Path) -> str:
+    """The PEFT type of an adapter folder that is whole, readable and of a known type; PEFT knows the type from here on.
+
+    Raises:
+        ValueError: it is not; the message says what is wrong with it.
+    """
+    peft_type = _read_peft_type(folder)
+    _open_format(peft_type)
+    _check_fields(folder, peft_type)
+    _check_tensors(folder)
+    return peft_type
 
 
 def _read_peft_type(folder: Path) -> str:
@@ -117,6 +138,58 @@ def _open_format(peft_type: str) -> None:
     )
 
 
+def _check_fields(folder: Path, peft_type: str) -> None:
+    """Formats of ours have no field that is not known here; PEFT would leave it out with a warning."""
+    config_cls = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type)]
+    known = [field.name for field in dataclasses.fields(config_cls)]
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    if "xadapt_version" not in known or _is_newer(config.get("peft_version"), peft.__version__):
+        return  # another's format, or options that a newer PEFT has added: PEFT's to judge
+    for name in config:
+        if name not in known:
+            raise ValueError(
+                f"{folder / CONFIG_NAME} has a field {name!r}, which {config_cls.__name__} does not have. "
+                f"{did_you_mean(name, known)}"
+            )
+
+
+def _is_newer(version: object, than: str) -> bool:
+    numbers = [re.match(r"(\d+)\.(\d+)\.(\d+)", str(given)) for given in (version, than)]
+    given, limit = (tuple(map(int, match.groups())) if match else () for match in numbers)
+    return given > limit
+
+
+def _check_base_weights(model: nn.Module, folder: Path) -> None:
+    """A folder in feature space changes no weight of the base: PEFT would put the source's in their place."""
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    if "xadapt_version" not in config:
+        return
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    layers = dict(base.named_modules())
+    changed = []
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (no mapping)
+            path, found, _ = name.removeprefix("base_model.model.").partition(".base_layer.weight")
+            layer = layers.get(f"{path}.base_layer", layers.get(path))
+            if found and layer is not None and not _is_same(tensors.get_tensor(name), layer):
+                changed.append(path)
+    if changed:
+        raise ValueError(
+            f"{folder} holds the weights of its source's {some(changed)} beside the adapter, which differ from those of "
+            "this base and would replace them. Save the adapter again without them: "
+            "xadapt.save(model, folder, save_embedding_layers=False). To replace them on purpose, load with "
+            "PeftModel.from_pretrained."
+        )
+
+
+def _is_same(stored: torch.Tensor, layer: nn.Module) -> bool:
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.shape != stored.shape:
+        return False
+    coarser = min(stored.dtype, weight.dtype, key=lambda dtype: dtype.itemsize)  # either may have been rounded
+    return torch.equal(stored.to(coarser), weight.detach().to("cpu", coarser))
+
+
 def _check_tensors(folder: Path) -> None:
     """The safetensors file is there, whole, and all its values are finite. Reads one tensor at a time."""
     path = folder / SAFETENSORS_WEIGHTS_NAME
@@ -130,7 +203,7 @@ def _check_tensors(folder: Path) -> None:
     try:
         with safe_open(path, framework="pt") as tensors:
             names = list(tensors.keys())
-            broken = [name for name in names if not _is_finite(tensors.get_tensor(name))]
+            broken = [name for name in names if not is_finite(tensors.get_tensor(name))]
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or cut short ({error}); copy or save the adapter again.") from error
     if broken:
@@ -138,14 +211,6 @@ def _check_tensors(folder: Path) -> None:
             f"{len(broken)} of {len(names)} tensors in {path} hold NaN or infinity: {some(broken)}. "
             "The training diverged; go back to an earlier checkpoint."
         )
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    if not tensor.is_floating_point():
-        return True
-    if tensor.element_size() == 1:  # no isfinite kernels for the 8-bit floats
-        tensor = tensor.float()
-    return bool(torch.isfinite(tensor).all())
 
 
 def _check_device(torch_device: str | torch.device | None) -> None:

@@ -44,10 +44,14 @@ def calculating_in(weight: Tensor) -> Tensor:
     return weight.new_empty(0, dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32)
 
 
-def to_stored(layer: nn.Module, weight: Tensor) -> Tensor:
-    """A weight from (out, in, *kernel) to the layout in which this class of layer stores it, and back.
+def stores_transpose(layer: nn.Module) -> bool:
+    """Whether this class of layer stores its weight as (in, out).
 
-    Each layout is its own inverse. transformers' Conv1D (GPT-2) and embeddings (a linear over one-hot rows) store the
-    transpose.
+    transformers' Conv1D (GPT-2) does, and embeddings, which are a linear over one-hot rows.
     """
-    return weight.T if isinstance(layer, (Conv1D, nn.Embedding)) else weight
+    return isinstance(layer, (Conv1D, nn.Embedding))
+
+
+def to_stored(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A weight from (out, in, *kernel) to the layout in which this class of layer stores it, and back."""
+    return weight.T if stores_transpose(layer) else weight

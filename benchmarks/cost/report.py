@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.provenance import hardware
+
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Ratios to PEFT's LoRA on the same stack; below 1 is cheaper. Quartiles over rounds in brackets."""
@@ -58,10 +60,4 @@ def _replace(path: Any, text: str) -> None:
 
 
 def _processor(device: str) -> str:
-    if device != "cpu":
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else device
-    try:
-        with open("/proc/cpuinfo") as info:
-            return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return str(hardware()["processor"]) if device == "cpu" else torch.cuda.get_device_name(device)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from benchmarks.provenance import ROOT
 from benchmarks.tiny.driver import PARTS, plan, run
 from benchmarks.tiny.progress import Bars, Reporter
-from benchmarks.tiny.provenance import ROOT
 from benchmarks.tiny.results import SCHEMA, Cells, Results, write_results
 from benchmarks.tiny.settings import PRESETS, Settings
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from benchmarks.tiny import provenance
+from benchmarks import provenance
 from benchmarks.tiny.denoiser_settings import HEADINGS, DenoiserSettings
 from benchmarks.tiny.denoiser_settings import PART as DENOISER
 from benchmarks.tiny.progress import Reporter

@@ -13,7 +13,7 @@ import torch
 from peft import get_peft_model
 from transformers import PreTrainedModel
 
-from benchmarks.tiny import provenance
+from benchmarks import provenance
 from benchmarks.tiny.adapt import adapter_config
 from benchmarks.tiny.checkpoints import Reader, carried, check_device, loss_on, open_checkpoint, pad, read_lines, split
 from benchmarks.tiny.driver import finish

@@ -7,35 +7,31 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from xadapt.contract import Adapter, Base, Kind, Method
+from xadapt.contract import Adapter, Base, Method
+from xadapt.kinds import peft_kind
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from torch import Tensor, nn
+    from torch import Tensor
 
-PAPER = "Revisit Model Adaptation from Parameters to Features (paper 002)"
+    from xadapt.update import Fold
+
+PAPER = "Revisit Model Adaptation from Parameters to Features"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reuse:
-    """The adapter as it is: in feature space, the weights of the new base modulate it (paper 002, §3.2)."""
+    """The adapter as it is: in feature space, the weights of the new base modulate it (§3.2 of the paper)."""
 
     def transfer(self, adapter: Adapter, source: Base, target: Base) -> Adapter:
         """The same tensors for `target`. Opens neither base."""
         return replace(adapter, tensors=dict(adapter.tensors))
 
 
-def _attach(model: nn.Module, config: PeftConfig) -> None:
-    from peft import inject_adapter_in_model
+def _updates(config: PeftConfig, tensors: Mapping[str, Tensor]) -> Mapping[str, Fold] | None:
+    from .detached import updates
 
-    inject_adapter_in_model(config, model)
-
-
-def _tensors(model: nn.Module) -> Mapping[str, Tensor]:
-    from peft import get_peft_model_state_dict
-
-    tensors: dict[str, Tensor] = get_peft_model_state_dict(model)
-    return tensors
+    return updates(config, tensors)
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class _ConfigClass:
 
 
 def _method(name: str, config: str, summary: str) -> Method:
-    kind = Kind(name=name, config=_ConfigClass(config), attach=_attach, tensors=_tensors)
+    kind = peft_kind(name, _ConfigClass(config), _updates)
     return Method(name=name, summary=summary, paper=PAPER, reads=(kind,), writes=kind, build=Reuse)
 
 

@@ -1,0 +1,232 @@
+"""Export: an adapter as the plain LoRA that it is on one base, for loaders that know nothing of xadapt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import reduce
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from xadapt.base import CheckpointBase, LiveBase, open_base
+from xadapt.contract import Adapter
+from xadapt.errors import did_you_mean, some
+from xadapt.folding import Layer, layers_of, saved_modules
+from xadapt.layouts import PlainLora, minimal_config, write_diffusers, write_kohya, write_peft
+from xadapt.matrix import Dense, LowRank
+from xadapt.sources import AdapterSource, adapters_from, is_path
+from xadapt.truncate import Truncation, truncate
+from xadapt.workers import each
+
+LAYOUTS = ("peft", "diffusers", "kohya")
+
+
+@dataclass(frozen=True)
+class ExportedLayer:
+    """What became of one layer."""
+
+    path: str
+    rank: int
+    residual: float
+    """‖ΔW − LoRA‖ / ‖ΔW‖ (Frobenius): 0 where the LoRA is the update itself, up to rounding."""
+    dropped_bias: float
+    """‖Δb‖ of a bias that was left out by drop_bias, in the units of the layer's output; 0 where none was."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, layer by layer."""
+
+    out: Path
+    base: str
+    layout: str
+    dtype: str
+    layers: tuple[ExportedLayer, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether the LoRA says the same as the adapter, up to rounding."""
+        return all(layer.residual == 0 and layer.dropped_bias == 0 for layer in self.layers)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "out": str(self.out), "exact": self.exact}
+
+
+@dataclass(frozen=True)
+class _Options:
+    to: Truncation
+    dtype: torch.dtype
+    drop_bias: bool
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One layer of the LoRA that is being made."""
+
+    report: ExportedLayer
+    matrix: LowRank
+    bias: Tensor | None
+
+
+def export_lora(
+    adapter: AdapterSource | Sequence[AdapterSource],
+    base: Any,
+    out: str | PathLike[str],
+    *,
+    layout: str = "peft",
+    component: str | None = None,
+    dtype: torch.dtype | None = None,
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    drop_bias: bool = False,
+    overwrite: bool = False,
+    allow_pickle: bool = False,
+    progress: bool = False,
+) -> ExportReport:
+    """Writes the plain LoRA that an adapter is on one base. Reads the weights of the adapted layers, one after another.
+
+    An adapter of LoRA's own kind, in any space, keeps its rank, and nothing is approximated; several adapters add up to the
+    sum of their ranks. Products are taken in float32, and rounded once to `dtype`.
+
+        xadapt.export_lora("my-adapter/", "llama-instruct/", "my-lora/")
+
+    Args:
+        adapter: a PEFT folder, a LoRA file, a PeftModel, or several of these.
+        base: the checkpoint to export for: a folder, a pipeline's folder with `component`, a hub id, a live model.
+        out: the folder (layout="peft") or the .safetensors file to write.
+        layout: "peft", "diffusers" (`pipe.load_lora_weights`) or "kohya" (sd-scripts, ComfyUI, A1111).
+        component: "unet", "transformer", "text_encoder" … of a pipeline; taken from the base's class by default.
+        dtype: of the written tensors; the adapter's own by default.
+        weights: how each of several adapters counts; 1 by default.
+        rank: cut every layer to this rank at most. Adapters that are no LoRA (DoRA, LoHa, full …) need this or `energy`.
+        energy: cut to the smallest rank that keeps this share of the update's squared norm, for example 0.99.
+        drop_bias: leave out what moves a bias, where the layout has no place for it. The report says how much.
+
+    Raises:
+        ValueError: the adapter does not fit the base, is no LoRA and neither rank nor energy is given, or the layout cannot
+            hold it. Nothing is written.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout!r} is no layout. {did_you_mean(layout, LAYOUTS)}")
+    to = Truncation(rank, energy)
+    adapters = adapters_from(adapter, component, allow_pickle)
+    opened = open_base(base, component=component, allow_pickle=allow_pickle) if is_path(base) else open_base(base)
+    _refuse_saved_modules(adapters)
+    layers = layers_of(adapters, opened, weights)
+    options = _Options(to, dtype or _dtype(adapters), drop_bias)
+    tensors = opened.weights()
+    parts = list(each(lambda layer: _part(layer, tensors, options), layers, "exporting", progress))
+    lora = _plain_lora(layers, parts, opened, options.dtype)
+    path = _write(lora, layout, Path(out), component or component_name(opened), overwrite)
+    reports = tuple(part.report for part in parts)
+    return ExportReport(path, opened.name, layout, str(options.dtype).removeprefix("torch."), reports)
+
+
+def component_name(base: CheckpointBase | LiveBase) -> str:
+    """What pipelines call a model of this class."""
+    name = type(base.modules()[""]).__name__
+    if "UNet" in name:
+        return "unet"
+    if "CLIPTextModel" in name:
+        return "text_encoder"
+    return "transformer" if "Transformer" in name else ""
+
+
+def _part(layer: Layer, weights: Mapping[str, Tensor], options: _Options) -> _Part:
+    update = layer.update(weights)
+    matrix, residual = update.matrix, 0.0
+    if isinstance(matrix, Dense) or (options.to.asked and _exceeds(matrix, options.to)):
+        if not options.to.asked:
+            raise ValueError(
+                f"{layer.path}: this adapter is no LoRA (its update has full rank), so a LoRA can only approximate it. Say how "
+                "closely, rank=… or energy=0.99 (--rank, --energy), or put it into the weights exactly: xadapt merge."
+            )
+        matrix, residual = truncate(matrix, options.to)
+    bias, dropped = update.bias, 0.0
+    if bias is not None and (options.drop_bias or not bool(bias.any())):
+        bias, dropped = None, float(torch.linalg.vector_norm(bias))
+    cast = LowRank(_cast(layer, matrix.left, options.dtype), _cast(layer, matrix.right, options.dtype))
+    report = ExportedLayer(layer.path, matrix.rank, residual, dropped)
+    return _Part(report, cast, None if bias is None else _cast(layer, bias, options.dtype))
+
+
+def _exceeds(matrix: LowRank, to: Truncation) -> bool:
+    return to.energy is not None or matrix.rank > (to.rank or 0)
+
+
+def _cast(layer: Layer, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    result = tensor.to(dtype).contiguous()
+    if dtype == torch.float16 and not bool(torch.isfinite(result).all()):
+        raise ValueError(f"{layer.path}: the LoRA has numbers above 65504, float16's largest; write it in bfloat16.")
+    return result
+
+
+def _plain_lora(
+    layers: Sequence[Layer],
+    parts: Sequence[_Part],
+    base: CheckpointBase | LiveBase,
+    dtype: torch.dtype,
+) -> PlainLora:
+    tensors: dict[str, Tensor] = {}
+    with_bias = any(part.bias is not None for part in parts)
+    for layer, part in zip(layers, parts, strict=True):
+        a, b = part.matrix.right, part.matrix.left
+        if isinstance(layer.module, nn.Embedding):
+            tensors[f"{layer.path}.lora_embedding_A"], tensors[f"{layer.path}.lora_embedding_B"] = a, b
+            continue
+        kernel = layer.shape[2:]
+        tensors[f"{layer.path}.lora_A.weight"] = a.view(a.shape[0], layer.shape[1], *kernel)
+        tensors[f"{layer.path}.lora_B.weight"] = b.view(*b.shape, *[1] * len(kernel))
+        if with_bias:  # lora_bias is for all layers or for none
+            zeros = torch.zeros(layer.shape[0], dtype=dtype)
+            tensors[f"{layer.path}.lora_B.bias"] = zeros if part.bias is None else part.bias
+    ranks = {part.report.path: (part.report.rank, float(part.report.rank)) for part in parts}  # the scaling is in B
+    config = minimal_config(ranks, base.modules(), **_config_options(layers, base, with_bias))
+    return PlainLora(config, tensors)
+
+
+def _config_options(layers: Iterable[Layer], base: CheckpointBase | LiveBase, with_bias: bool) -> dict[str, Any]:
+    return {
+        "lora_bias": with_bias,
+        "fan_in_fan_out": all(isinstance(layer.module, Conv1D) for layer in layers),
+        "base_model_name_or_path": base.name if base.library != "torch" else None,
+        "task_type": "CAUSAL_LM" if "ForCausalLM" in str(base.config.get("architectures")) else None,
+        "inference_mode": True,
+    }
+
+
+def _write(lora: PlainLora, layout: str, out: Path, component: str, overwrite: bool) -> Path:
+    if layout == "peft":
+        return write_peft(lora, out, overwrite=overwrite)
+    if not component:
+        raise ValueError(
+            f"layout={layout!r} names every layer by its component, and this base is no U-Net, transformer or CLIP text encoder "
+            "of a pipeline that is known: pass component=…, or write layout='peft'."
+        )
+    writer = write_diffusers if layout == "diffusers" else write_kohya
+    return writer({component: lora}, out, overwrite=overwrite)
+
+
+def _refuse_saved_modules(adapters: Iterable[Adapter]) -> None:
+    names = sorted(name for adapter in adapters for name in saved_modules(adapter))
+    if names:
+        raise ValueError(
+            f"The adapter brings along whole modules of its own (modules_to_save): {some(names)}. A LoRA has no place for them; "
+            "xadapt merge puts them into the checkpoint."
+        )
+
+
+def _dtype(adapters: Iterable[Adapter]) -> torch.dtype:
+    """The widest floating-point type among the adapters' tensors."""
+    dtypes = [t.dtype for adapter in adapters for t in adapter.tensors.values() if t.is_floating_point()]
+    return reduce(torch.promote_types, dtypes)
+
+
+__all__ = ["ExportReport", "ExportedLayer", "export_lora"]

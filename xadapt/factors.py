@@ -1,0 +1,89 @@
+"""The factors of a LoRA, read from its config and tensors without a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from torch import Tensor
+
+from xadapt.matrix import LowRank
+from xadapt.peft_internals import get_pattern_key
+
+# Options under which lora_A and lora_B mean something else than s·B(Ax), or more than these two matter.
+VARIANTS = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "megatron_config",
+)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """s·BAx + c on some features; A may be a convolution's (r, in, *kernel)."""
+
+    a: Tensor  # (r, in, *kernel)
+    b: Tensor  # (out, r)
+    scaling: float
+    bias: Tensor | None  # (out,), before scaling
+
+    def matrix(self, like: Tensor) -> LowRank:
+        """s·BA as (out, in·kernel), in the dtype and on the device of `like`."""
+        return LowRank(self.b.to(like) * self.scaling, self.a.to(like).flatten(1))
+
+    def offset(self, like: Tensor) -> Tensor | None:
+        """s·c, or None where the adapter has no bias of its own."""
+        return None if self.bias is None else self.bias.to(like) * self.scaling
+
+
+def is_plain(config: PeftConfig) -> bool:
+    """Whether this LoRA's factors say all there is to say about it."""
+    return not any(getattr(config, name, None) for name in VARIANTS)
+
+
+def scaling_of(config: Any, path: str, rank: int) -> float:
+    """PEFT's rule: alpha/r, or alpha/√r with use_rslora; alpha_pattern comes before lora_alpha."""
+    patterns = config.alpha_pattern or {}
+    alpha: float = patterns.get(get_pattern_key(list(patterns), path), config.lora_alpha)
+    return alpha / (math.sqrt(rank) if config.use_rslora else rank)
+
+
+def factors_of(config: Any, tensors: Mapping[str, Tensor], inside: str = "") -> dict[str, Factors] | None:
+    """The factors by module path, or None if a tensor is of another sort.
+
+    Args:
+        config: a LoraConfig, or one that has its rank and alpha options.
+        tensors: by module path + `inside` + `.lora_A.weight`, …
+        inside: what lies between a layer's path and the LoRA's names.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        path, found, part = name.partition(f"{inside}.lora_")
+        if not found or part not in ("A.weight", "B.weight", "B.bias", "embedding_A", "embedding_B"):
+            return None
+        parts.setdefault(path, {})[part.replace("embedding_A", "A.weight").replace("embedding_B", "B.weight")] = tensor
+    if not all({"A.weight", "B.weight"} <= found.keys() for found in parts.values()):
+        return None
+    return {path: _one(config, path, found) for path, found in parts.items()}
+
+
+def _one(config: Any, path: str, parts: Mapping[str, Tensor]) -> Factors:
+    a, b = parts["A.weight"], parts["B.weight"]
+    if a.shape[0] != b.shape[1]:
+        raise ValueError(
+            f"{path}: lora_A has rank {a.shape[0]} and lora_B has rank {b.shape[1]}; the adapter is damaged, save it again."
+        )
+    b = torch.flatten(b, 1) if b.ndim > 2 else b  # a convolution's is (out, r, 1, 1)
+    return Factors(a, b, scaling_of(config, path, a.shape[0]), parts.get("B.bias"))

@@ -1,0 +1,170 @@
+"""From adapters and a base to what is added to each of its layers, whether the base is opened or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xadapt.attached import attach, updates_of
+from xadapt.contract import Adapter, Base
+from xadapt.errors import some
+from xadapt.finite import is_finite
+from xadapt.peft_internals import check_target_module_exists
+from xadapt.update import Fold, Update, to_stored, total
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a base that adapters change."""
+
+    path: str
+    module: nn.Module  # without weight: its class and shape
+    folds: tuple[tuple[Fold, float], ...]  # each with its adapter's weight in the sum
+    fits: bool = False  # whether that is known already
+
+    @property
+    def weight_name(self) -> str:
+        return f"{self.path}.weight"
+
+    @property
+    def bias_name(self) -> str | None:
+        return f"{self.path}.bias" if isinstance(getattr(self.module, "bias", None), Tensor) else None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in, *kernel)"""
+        return tuple(to_stored(self.module, _weight(self.module)).shape)
+
+    def update(self, weights: Mapping[str, Tensor]) -> Update:
+        """What all the adapters add to this layer of a base that has these weights. Reads this layer alone.
+
+        Raises:
+            ValueError: NaN or infinity, in the base or in the update.
+        """
+        weight = weights[self.weight_name]
+        bias = None if self.bias_name is None else weights[self.bias_name]
+        return self._finite(self._fold(to_stored(self.module, weight), bias))
+
+    def rehearse(self) -> None:
+        """Folds shapes without data: whether the adapters fit, before any weight is read.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if self.fits:
+            return
+        bias = None if self.bias_name is None else torch.empty(self.shape[0], device="meta")
+        self._fold(torch.empty(self.shape, device="meta"), bias)
+
+    def _fold(self, weight: Tensor, bias: Tensor | None) -> Update:
+        wanted = (weight.shape[0], weight[0].numel())
+        try:
+            with torch.no_grad():
+                update = total([_scaled(fold(weight, bias), factor) for fold, factor in self.folds])
+        except RuntimeError as error:
+            raise ValueError(f"{self._misfit()}: {error}. Was it trained on a base of other widths?") from error
+        if update.matrix.shape != wanted:
+            raise ValueError(
+                f"{self._misfit()}: it changes {update.matrix.shape[0]} × {update.matrix.shape[1]} numbers of "
+                f"{wanted[0]} × {wanted[1]}. Was it trained on a base of other widths?"
+            )
+        return update
+
+    def _misfit(self) -> str:
+        return (
+            f"The adapter does not fit {self.path} of this base, a {type(self.module).__name__} of shape {self.shape}"
+        )
+
+    def _finite(self, update: Update) -> Update:
+        tensors = [*vars(update.matrix).values(), *([] if update.bias is None else [update.bias])]
+        if not all(is_finite(tensor) for tensor in tensors):
+            raise ValueError(
+                f"{self.path}: the update of this layer holds NaN or infinity, so the base's weight or the adapter does. "
+                "Nothing was written."
+            )
+        return update
+
+
+def layers_of(adapters: Sequence[Adapter], base: Base, factors: Sequence[float] | None = None) -> list[Layer]:
+    """The layers of `base` that these adapters change, in the order of its modules. Opens no weight.
+
+    Args:
+        adapters: what is added up.
+        factors: how each adapter is weighted in the sum; 1 by default.
+
+    Raises:
+        ValueError: an adapter does not fit the base: it has layers that the base lacks, lacks layers that its config targets,
+            or shapes differ.
+    """
+    factors = [1.0] * len(adapters) if factors is None else [float(factor) for factor in factors]
+    if len(factors) != len(adapters):
+        raise ValueError(f"{len(adapters)} adapters and {len(factors)} weights: pass one weight for each adapter.")
+    modules = base.modules()
+    folds: dict[str, list[tuple[Fold, float]]] = {}
+    attached = True
+    for adapter, factor in zip(adapters, factors, strict=True):
+        tensors = _layer_tensors(adapter)
+        found = adapter.kind.updates(adapter.config, tensors)
+        if found is None:
+            found = updates_of(attach(base.skeleton(), adapter.config, tensors))
+        else:
+            attached = False
+            _check_coverage(adapter.config, found, base, modules)
+        for path, fold in found.items():
+            folds.setdefault(path, []).append((fold, factor))
+    return [Layer(path, module, tuple(folds[path]), attached) for path, module in modules.items() if path in folds]
+
+
+def saved_modules(adapter: Adapter) -> dict[str, Tensor]:
+    """Tensors of the base that this adapter brings along whole (modules_to_save), by their name in the base."""
+    wanted = getattr(adapter.config, "modules_to_save", None) or ()
+    return {name: tensor for name, tensor in adapter.tensors.items() if _is_saved(name, wanted)}
+
+
+def _layer_tensors(adapter: Adapter) -> dict[str, Tensor]:
+    """The adapter's tensors without what it brings along whole."""
+    config: Any = adapter.config
+    if getattr(config, "bias", "none") != "none":
+        raise ValueError(
+            f"The adapter was trained with bias={config.bias!r}: it also changes biases of the base, which cannot be told "
+            "from its file alone. Load it and use PEFT's merge_and_unload."
+        )
+    wanted = getattr(config, "modules_to_save", None) or ()
+    return {name: tensor for name, tensor in adapter.tensors.items() if not _is_saved(name, wanted)}
+
+
+def _is_saved(name: str, modules_to_save: Sequence[str]) -> bool:
+    """PEFT's rule: the path of a module to save ends in one of these names."""
+    return any(f".{module}." in f".{name}" for module in modules_to_save)
+
+
+def _check_coverage(config: Any, folds: Mapping[str, Fold], base: Base, modules: Mapping[str, nn.Module]) -> None:
+    lacking = [path for path in folds if path not in modules]
+    if lacking:
+        raise ValueError(
+            f"The adapter has tensors for layers that {base.name} lacks: {some(lacking)}. "
+            "Is it the base (and the component: unet, text encoder) that the adapter was made for, or a sibling of it?"
+        )
+    if not getattr(config, "target_modules", None):
+        return
+    missing = [path for path in modules if path not in folds and check_target_module_exists(config, path)]
+    if missing:
+        raise ValueError(
+            f"The adapter lacks tensors for layers that its config targets in {base.name}: {some(missing)}. "
+            "Is it a base of the same depth, and was all of the adapter saved?"
+        )
+
+
+def _scaled(update: Update, factor: float) -> Update:
+    return update if factor == 1 else update.scaled(factor)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"{type(module).__name__} has no weight that an adapter could be folded into.")
+    return weight

@@ -1,0 +1,228 @@
+"""Merge: a checkpoint with an adapter folded into its weights, written file by file without loading the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from xadapt.base import CheckpointBase, open_base
+from xadapt.contract import Adapter
+from xadapt.errors import some
+from xadapt.folding import Layer, layers_of, saved_modules
+from xadapt.matrix import Dense
+from xadapt.merge_files import FilePlan, WorkFolder, plan_files
+from xadapt.merge_shard import Change, Summand, bytes_of, write_shard
+from xadapt.sources import AdapterSource, adapters_from, is_path
+from xadapt.update import stores_transpose
+from xadapt.version import __version__
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What a merge reads and writes. Nothing has been read but headers."""
+
+    base: str
+    out: Path
+    layers: tuple[str, ...]
+    """The layers that change, by module path."""
+    files: tuple[FilePlan, ...]
+
+    @property
+    def bytes_changed(self) -> int:
+        return sum(file.bytes_changed for file in self.files)
+
+    @property
+    def bytes_written(self) -> int:
+        return sum(file.size for file in self.files if file.action != "left out")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "base": self.base,
+            "out": str(self.out),
+            "layers": list(self.layers),
+            "files": [{**asdict(file), "path": str(file.path)} for file in self.files],
+            "bytes_changed": self.bytes_changed,
+            "bytes_written": self.bytes_written,
+        }
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """A merge that is known to fit."""
+
+    plan: MergePlan
+    base: CheckpointBase
+    root: Path
+    changes: tuple[Change, ...]
+    key: str
+
+
+def merge(
+    adapter: AdapterSource | Sequence[AdapterSource],
+    base: Any,
+    out: str | PathLike[str],
+    *,
+    component: str | None = None,
+    weights: Sequence[float] | None = None,
+    progress: bool = False,
+) -> MergePlan:
+    """Writes the base's checkpoint with the adapter in its weights: the same files, shards, names and dtypes.
+
+    Only the adapted layers are calculated, each in float32 with one rounding at the end; all other bytes are copied. Memory
+    is a few strips of rows per thread. The result appears under `out` when it is whole, and not before. After a kill the
+    next call with the same arguments goes on where the last finished shard ends; any other end leaves nothing.
+
+        xadapt.merge("my-adapter/", "llama-instruct/", "llama-instruct-mine/")
+
+    Args:
+        adapter: a PEFT folder, a LoRA file, a PeftModel, or several of these. Every PEFT method merges exactly.
+        base: a checkpoint's folder, a pipeline's folder with `component`, or a hub id. A pipeline is written whole.
+        out: a folder that does not exist yet.
+        component: which part of a pipeline the adapter is for.
+        weights: how each of several adapters counts; 1 by default.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: the adapter does not fit, the base is quantised or not safetensors, a tied weight would change for all
+            that share it, or `out` exists.
+        OSError: there is no room or no permission. Nothing is left.
+    """
+    prepared = _prepare(adapter, base, Path(out), component, weights)
+    with WorkFolder(Path(out), prepared.key) as work:
+        for file in prepared.plan.files:
+            if file.action == "merge":
+                source = prepared.root / file.path
+                with work.unfinished(file.path) as part:
+                    if part is not None:
+                        write_shard(prepared.base.checkpoint, source, part, prepared.changes, progress)
+            elif file.action == "copy":
+                work.copy(prepared.root / file.path, file.path)
+        work.finish()
+    return prepared.plan
+
+
+def plan_merge(
+    adapter: AdapterSource | Sequence[AdapterSource],
+    base: Any,
+    out: str | PathLike[str],
+    *,
+    component: str | None = None,
+    weights: Sequence[float] | None = None,
+) -> MergePlan:
+    """What `merge` would read and write. Reads the adapter and the base's headers, writes nothing. Arguments as there."""
+    return _prepare(adapter, base, Path(out), component, weights).plan
+
+
+def _prepare(
+    adapter: AdapterSource | Sequence[AdapterSource],
+    base: Any,
+    out: Path,
+    component: str | None,
+    weights: Sequence[float] | None,
+) -> _Merge:
+    opened = open_base(base, component=component) if is_path(base) else open_base(base)
+    if not isinstance(opened, CheckpointBase):
+        raise ValueError(
+            f"merge() writes a checkpoint, and {opened.name} is in memory: xadapt.load(model, adapter) and "
+            "merge_and_unload() merge there; or pass the folder that it was loaded from."
+        )
+    _check_mergeable(opened)
+    if out.exists():
+        raise ValueError(f"{out} exists already; choose a new folder for the merged checkpoint.")
+    adapters = adapters_from(adapter, component)
+    layers = layers_of(adapters, opened, weights)
+    for layer in layers:
+        layer.rehearse()
+    changes = (*_layer_changes(layers, opened), *_replacements(adapters, opened))
+    root = opened.folder.parent if component is not None else opened.folder
+    files = plan_files(root, opened, changes)
+    plan = MergePlan(opened.name, out, tuple(layer.path for layer in layers), files)
+    return _Merge(plan, opened, root, changes, _key(adapters, weights, opened))
+
+
+def _check_mergeable(base: CheckpointBase) -> None:
+    if base.config.get("quantization_config"):
+        raise ValueError(
+            f"{base.name} is quantised; a merge would round every adapted weight again. Merge into the checkpoint before "
+            "quantisation and quantise the result, or export a LoRA: xadapt export."
+        )
+    pickled = [shard.name for shard in base.checkpoint.shards if shard.suffix != ".safetensors"]
+    if pickled:
+        raise ValueError(
+            f"{base.name} is a pickle ({some(pickled)}); save it as safetensors first: from_pretrained, then save_pretrained."
+        )
+
+
+def _layer_changes(layers: Sequence[Layer], base: CheckpointBase) -> list[Change]:
+    weights, changes = base.weights(), []
+    for layer in layers:
+        tied = base.tied(layer.weight_name)
+        if tied:
+            raise ValueError(
+                f"{layer.weight_name} and {some(list(tied))} are one tensor in {base.name}: merging into it would change all of "
+                "them, and the adapter is for one. Untie them first (tie_word_embeddings=False, save_pretrained), or "
+                "export a LoRA: xadapt export."
+            )
+        weight, bias = base.stored_name(layer.weight_name), layer.bias_name and base.stored_name(layer.bias_name)
+        names = (weight,) if bias is None else (weight, bias)
+        changes.append(Change(names, partial(_summands, layer, weights, weight, bias)))
+    return changes
+
+
+def _summands(layer: Layer, weights: Mapping[str, Tensor], weight: str, bias: str | None) -> dict[str, Summand]:
+    """What is added to the tensors of one layer, in the layout in which they are stored."""
+    update = layer.update(weights)
+    summands: dict[str, Summand] = {
+        weight: update.matrix.transposed if stores_transpose(layer.module) else update.matrix
+    }
+    if update.bias is not None:
+        if bias is None:
+            raise ValueError(
+                f"{layer.path} has no bias, and the adapter adds a constant to its output (lora_bias=True): the checkpoint has "
+                "no place for it. Run the adapter unmerged, or train with lora_bias=False."
+            )
+        summands[bias] = Dense(update.bias[:, None])
+    return summands
+
+
+def _replacements(adapters: Sequence[Adapter], base: CheckpointBase) -> list[Change]:
+    """Modules that an adapter brings along whole (modules_to_save)."""
+    changes = []
+    for adapter in adapters:
+        for name, tensor in saved_modules(adapter).items():
+            if len(adapters) > 1:
+                raise ValueError(f"One of several adapters brings {name} along whole: that cannot be added up.")
+            stored = base.stored_name(name)
+            shape = base.checkpoint.entries[stored].shape
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"The adapter brings {name} along as {tuple(tensor.shape)}; {base.name} has {shape}.")
+            changes.append(Change((stored,), partial(_replacement, stored, tensor)))
+    return changes
+
+
+def _replacement(name: str, tensor: Tensor) -> dict[str, Summand]:
+    return {name: tensor}
+
+
+def _key(adapters: Sequence[Adapter], weights: Sequence[float] | None, base: CheckpointBase) -> str:
+    """What tells this merge from another one: everything that the result depends on."""
+    digest = hashlib.sha256(f"{__version__} {weights}".encode())
+    for shard in base.checkpoint.shards:
+        stat = shard.stat()
+        digest.update(f"{shard.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+    for adapter in adapters:
+        digest.update(repr(sorted(adapter.config.to_dict().items(), key=str)).encode())
+        for name, tensor in sorted(adapter.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(bytes_of(tensor.contiguous()))
+    return digest.hexdigest()

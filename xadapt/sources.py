@@ -1,0 +1,43 @@
+"""What users pass as "the adapter": a path, a live model, a detached adapter, or several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TypeGuard, Union
+
+from peft import PeftModel
+
+from xadapt.contract import Adapter
+from xadapt.reading import detach, read_adapter
+
+AdapterSource = Union[str, "PathLike[str]", PeftModel, Adapter]
+
+
+def adapters_from(
+    source: AdapterSource | Sequence[AdapterSource], component: str | None = None, allow_pickle: bool = False
+) -> list[Adapter]:
+    """Every adapter that is meant, each read once.
+
+    Raises:
+        ValueError: one of them cannot be read, or there is none.
+        TypeError: it is nothing that could be an adapter.
+    """
+    if isinstance(source, (list, tuple)):
+        if not source:
+            raise ValueError("An empty list of adapters: pass at least one.")
+        return [one for item in source for one in adapters_from(item, component, allow_pickle)]
+    if isinstance(source, Adapter):
+        return [source]
+    if isinstance(source, PeftModel):
+        return [detach(source)]
+    if is_path(source):
+        return [read_adapter(source, component=component, allow_pickle=allow_pickle)]
+    raise TypeError(
+        f"An adapter is a folder or file, a PeftModel, or what xadapt.read_adapter returns; got {type(source).__name__}."
+    )
+
+
+def is_path(source: object) -> TypeGuard[str | PathLike[str]]:
+    """Whether a base or an adapter is given by where it lies."""
+    return isinstance(source, (str, PathLike))
