@@ -6,6 +6,13 @@ from typing import TYPE_CHECKING, Any
 from xadapt.version import __version__ as __version__
 
 if TYPE_CHECKING:  # what type checkers and IDEs see; at run time the names below resolve on first use
+    from xadapt.base import open_base as open_base
+    from xadapt.export import export_lora as export_lora
+    from xadapt.inspection import inspect as inspect
+    from xadapt.merge import merge as merge
+    from xadapt.merge import plan_merge as plan_merge
+    from xadapt.reading import detach as detach
+    from xadapt.reading import read_adapter as read_adapter
     from xadapt.saving import save as save
     from xadapt.store import load as load
     from xadapt_feature import FullAdaConfig as FullAdaConfig
@@ -19,8 +26,15 @@ _LAZY = {  # `import peft` takes seconds, and `xadapt --help` must not
     "HybridAdaConfig": "xadapt_feature",
     "InputAdaConfig": "xadapt_feature",
     "OutputAdaConfig": "xadapt_feature",
+    "detach": "xadapt.reading",
+    "export_lora": "xadapt.export",
     "feature_space": "xadapt_feature",
+    "inspect": "xadapt.inspection",
     "load": "xadapt.store",
+    "merge": "xadapt.merge",
+    "open_base": "xadapt.base",
+    "plan_merge": "xadapt.merge",
+    "read_adapter": "xadapt.reading",
     "save": "xadapt.saving",
 }
 
@@ -29,7 +43,9 @@ __all__ = ["__version__", *_LAZY]
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        value = getattr(import_module(_LAZY[name]), name)
+        globals()[name] = value  # also over the module of that name, as `merge` is the function
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -21,6 +21,11 @@ class Dense:
 
     matrix: Tensor
 
+    @property
+    def energy(self) -> float:
+        """‖M‖², the Frobenius norm squared."""
+        return float(self.matrix.double().square().sum())
+
     def tensor(self) -> Tensor:
         return self.matrix
 
@@ -54,6 +59,12 @@ class LowRank:
     @property
     def rank(self) -> int:
         return self.left.shape[1]
+
+    @property
+    def energy(self) -> float:
+        """‖M‖², the Frobenius norm squared, without multiplying out."""
+        left, right = self.left.double(), self.right.double()
+        return max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))
 
     def tensor(self) -> Tensor:
         return self.left @ self.right

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from peft.mapping import (
     PEFT_TYPE_TO_CONFIG_MAPPING,  # which config class a PEFT type has: the methods to host
+    PEFT_TYPE_TO_PREFIX_MAPPING,  # how its tensors' names begin behind a layer's path
     PEFT_TYPE_TO_TUNER_MAPPING,  # which tuner class it has: what ours are put before
 )
 from peft.tuners.lora.layer import Linear as LoraLinear  # the hosted layer that the fused forward knows
@@ -54,6 +55,7 @@ else:
 __all__ = [
     "HOTSWAPPABLE",
     "PEFT_TYPE_TO_CONFIG_MAPPING",
+    "PEFT_TYPE_TO_PREFIX_MAPPING",
     "PEFT_TYPE_TO_TUNER_MAPPING",
     "BaseTuner",
     "BaseTunerLayer",

@@ -40,11 +40,11 @@ def truncate(matrix: Matrix, to: Truncation) -> tuple[LowRank, float]:
     iteration (Halko, Martinsson, Tropp 2011), seeded, so the same input gives the same result.
     """
     left, values, right = _factored_svd(matrix) if isinstance(matrix, LowRank) else _dense_svd(matrix.matrix, to)
-    rank = to.rank if to.rank is not None else _rank_for(values, _energy(matrix), to.energy or 1.0)
+    rank = to.rank if to.rank is not None else _rank_for(values, matrix.energy, to.energy or 1.0)
     rank = max(1, min(rank, len(values)))
     root = values[:rank].sqrt()
     cut = LowRank(left[:, :rank] * root, root[:, None] * right[:rank])
-    return cut, _residual(_energy(matrix), values[:rank])
+    return cut, _residual(matrix.energy, values[:rank])
 
 
 def _factored_svd(matrix: LowRank) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,7 +63,7 @@ def _dense_svd(matrix: Tensor, to: Truncation) -> tuple[Tensor, Tensor, Tensor]:
     rank = min(16, full)
     while True:
         u, values, vh = _leading(matrix, rank)
-        if rank == full or values.square().sum() >= (to.energy or 1.0) * _energy(Dense(matrix)):
+        if rank == full or values.square().sum() >= (to.energy or 1.0) * Dense(matrix).energy:
             return u, values, vh
         rank = min(2 * rank, full)
 
@@ -82,14 +82,6 @@ def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
     u, values, vh = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
     return (basis @ u)[:, :rank], values[:rank], vh[:rank]
-
-
-def _energy(matrix: Matrix) -> float:
-    """‖M‖², without multiplying factors out."""
-    if isinstance(matrix, Dense):
-        return float(matrix.matrix.double().square().sum())
-    left, right = matrix.left.double(), matrix.right.double()
-    return float(((left.T @ left) * (right @ right.T)).sum())
 
 
 def _rank_for(values: Tensor, energy: float, share: float) -> int:

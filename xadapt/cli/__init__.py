@@ -10,23 +10,33 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from xadapt.cli import methods
+from xadapt.cli import export, inspect, merge, methods
 from xadapt.version import __version__
 
-VERBS = (methods,)
+VERBS = (inspect, export, merge, methods)
 
 _EPILOG = """examples:
-  xadapt methods               what is installed, as a table
-  xadapt methods --json        the same for a program
+  xadapt inspect my-adapter/ --base llama-instruct/              what it is, and whether it was trained there
+  xadapt export my-adapter/ --base llama-instruct/ --out lora/   the plain LoRA that it is on that base
+  xadapt merge my-adapter/ --base llama-instruct/ --out merged/  that checkpoint with the adapter in its weights
+  xadapt methods                                                 what is installed, as a table
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb. Returns the exit code: 0, or 2 for a mistake in what was asked, told in one line."""
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = _parser()
+    if not argv:
+        parser.print_help(sys.stderr)
+        return 2
+    verbs = [verb.NAME for verb in VERBS]
+    if not argv[0].startswith("-") and argv[0] not in verbs:
+        parser.error(f"there is no verb {argv[0]!r}. {did_you_mean(argv[0], verbs)}")
+    arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         print(f"xadapt {arguments.verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,0 +1,87 @@
+"""Show what an adapter is: kind, space, ranks, layers, norms; with --base, whether it was trained on that base."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from xadapt.cli.options import add_component, add_json, print_json, show_progress, size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from xadapt.inspection import Inspection
+
+NAME = "inspect"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", help="a PEFT folder, or a LoRA file of diffusers or kohya")
+    parser.add_argument("--base", help="a checkpoint's folder or hub id to hold it against")
+    add_component(parser)
+    parser.add_argument("--allow-pickle", action="store_true", help="also read .bin and .pt files (tensors only)")
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the inspection."""
+    from rich.console import Console
+
+    from xadapt.inspection import inspect
+
+    found = inspect(
+        arguments.adapter,
+        arguments.base,
+        component=arguments.component,
+        allow_pickle=arguments.allow_pickle,
+        progress=show_progress(arguments),
+    )
+    if arguments.json:
+        print_json(found.as_dict())
+        return 0
+    console = Console(markup=False, highlight=False)
+    for line in _head(found):
+        console.print(line)
+    console.print(_table(found))
+    return 0
+
+
+def _head(found: Inspection) -> list[str]:
+    ranks = ", ".join(map(str, found.ranks)) or "none"
+    lines = [
+        f"{found.source}: {found.method} in {found.space} space (kind {found.kind}), rank {ranks}",
+        f"{found.parameters:,} parameters, {size(found.bytes)}, {', '.join(found.dtypes)}, {len(found.layers)} layers",
+        f"trained on {found.trained_on or 'a base it does not name'}"
+        + (f" at {found.revision}" if found.revision else "")
+        + (f", written by xadapt {found.xadapt_version}" if found.xadapt_version else ""),
+    ]
+    if found.modules_to_save:
+        lines.append(f"brings along whole: {', '.join(found.modules_to_save)}")
+    if found.base is not None:
+        matches = [layer.match for layer in found.layers if layer.match is not None]
+        told = {match: matches.count(match) for match in dict.fromkeys(matches)}
+        summary = ", ".join(f"{match} in {count}" for match, count in told.items())
+        lines.append(f"held against {found.base}: {summary or 'no fingerprint of its base is recorded'}")
+    return lines
+
+
+def _table(found: Inspection) -> Table:
+    from rich.table import Table
+
+    held = found.base is not None
+    table = Table()
+    table.add_column("layer", overflow="fold")
+    for column in ("rank", "scaling", "parameters", "norm", *(("base", "‖ΔW‖/‖W‖") if held else ())):
+        table.add_column(column, justify="right")
+    for layer in found.layers:
+        row = [
+            layer.path,
+            "" if layer.rank is None else str(layer.rank),
+            "" if layer.scaling is None else f"{layer.scaling:.3g}",
+            f"{layer.parameters:,}",
+            f"{layer.norm:.3g}",
+        ]
+        if held:
+            row += [layer.match or "", "" if layer.update is None else f"{layer.update:.2e}"]
+        table.add_row(*row)
+    return table

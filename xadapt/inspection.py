@@ -1,0 +1,180 @@
+"""Look at an adapter: what it is, what it adapts and how strongly; with a base, whether it was trained on that one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xadapt.base import open_base
+from xadapt.contract import Adapter, Base
+from xadapt.factors import scaling_of
+from xadapt.fingerprint import Match, compare
+from xadapt.folding import layers_of
+from xadapt.matrix import LowRank
+from xadapt.peft_internals import PEFT_TYPE_TO_PREFIX_MAPPING, PeftType
+from xadapt.reading import read_adapter
+from xadapt.sources import is_path
+from xadapt.workers import each
+
+
+@dataclass(frozen=True)
+class InspectedLayer:
+    """One adapted layer."""
+
+    path: str
+    rank: int | None
+    """Of a LoRA's factors; None for other methods."""
+    scaling: float | None
+    parameters: int
+    norm: float
+    """Frobenius norm: of s·BA for a LoRA's factors, else of all the layer's tensors together."""
+    match: Match | None = None
+    """The base against the one it was trained on; None without a base or a recorded fingerprint."""
+    update: float | None = None
+    """‖ΔW‖ / ‖W‖ on that base; None without one."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `xadapt inspect` shows."""
+
+    source: str
+    kind: str
+    method: str
+    """The PEFT method, whatever space it acts in."""
+    space: str
+    parameters: int
+    bytes: int
+    dtypes: tuple[str, ...]
+    trained_on: str | None
+    revision: str | None
+    xadapt_version: str | None
+    modules_to_save: tuple[str, ...]
+    layers: tuple[InspectedLayer, ...]
+    base: str | None = None
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that occur."""
+        return tuple(sorted({layer.rank for layer in self.layers if layer.rank is not None}))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "ranks": list(self.ranks)}
+
+
+def inspect(
+    adapter: str | PathLike[str],
+    base: Any = None,
+    *,
+    component: str | None = None,
+    allow_pickle: bool = False,
+    progress: bool = False,
+) -> Inspection:
+    """Reads an adapter, and of a base the adapted layers.
+
+    Args:
+        adapter: a PEFT folder, or a LoRA file of diffusers or kohya.
+        base: a checkpoint's folder, a hub id or a live model to hold it against.
+        component: which part of a LoRA file or a pipeline.
+
+    Raises:
+        ValueError: the adapter cannot be read, or does not fit the base.
+    """
+    read = read_adapter(adapter, component=component, allow_pickle=allow_pickle)
+    config: Any = read.config
+    groups = _by_layer(read)
+    layers = [_look(path, tensors, config) for path, tensors in groups.items()]
+    name = None
+    if base is not None:
+        opened = open_base(base, component=component, allow_pickle=allow_pickle) if is_path(base) else open_base(base)
+        layers, name = _hold_against(layers, read, opened, progress), opened.name
+    tensors = read.tensors.values()
+    return Inspection(
+        source=str(Path(adapter)),
+        kind=read.kind.name,
+        method=_method(config),
+        space=str(getattr(config, "space", "parameter")),
+        parameters=sum(tensor.numel() for tensor in tensors),
+        bytes=sum(tensor.nbytes for tensor in tensors),
+        dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})),
+        trained_on=config.base_model_name_or_path,
+        revision=config.revision,
+        xadapt_version=getattr(config, "xadapt_version", None),
+        modules_to_save=tuple(sorted(getattr(config, "modules_to_save", None) or ())),
+        layers=tuple(layers),
+        base=name,
+    )
+
+
+def _method(config: Any) -> str:
+    hosted = str(PeftType(config.peft_type).value)
+    for family in ("INPUT_ADA", "OUTPUT_ADA"):
+        if hosted == family:
+            hosted = "LORA"
+        hosted = hosted.removeprefix(f"{family}_")
+    if hosted == "LORA" and getattr(config, "use_dora", False):
+        return "DoRA"
+    return {"LORA": "LoRA", "HYBRID_ADA": "LoRA (hybrid)", "FULL_ADA": "full"}.get(hosted, hosted)
+
+
+def _by_layer(adapter: Adapter) -> dict[str, dict[str, Tensor]]:
+    """The adapter's tensors by the path of the layer they belong to."""
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING[PeftType(adapter.config.peft_type)]
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in adapter.tensors.items():
+        path, found, _ = name.partition(f".{prefix}")
+        if found:
+            groups.setdefault(path.removesuffix(".parameter_space"), {})[name.removeprefix(f"{path}.")] = tensor
+    return groups
+
+
+def _look(path: str, tensors: Mapping[str, Tensor], config: Any) -> InspectedLayer:
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    a = [tensor for name, tensor in tensors.items() if "lora_A.weight" in name or "lora_embedding_A" in name]
+    b = [tensor for name, tensor in tensors.items() if "lora_B.weight" in name or "lora_embedding_B" in name]
+    if len(a) != len(b) or not a or not hasattr(config, "use_rslora"):
+        return InspectedLayer(path, None, None, parameters, _norm(tensors.values()))
+    rank = sum(part.shape[0] for part in a)
+    scaling = scaling_of(config, path, rank)
+    factors = [LowRank(up.float().flatten(1) * scaling, down.float().flatten(1)) for down, up in zip(a, b, strict=True)]
+    norm = math.sqrt(sum(factor.energy for factor in factors))
+    return InspectedLayer(path, rank, scaling, parameters, norm)
+
+
+def _norm(tensors: Any) -> float:
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+
+
+def _hold_against(layers: list[InspectedLayer], adapter: Adapter, base: Base, progress: bool) -> list[InspectedLayer]:
+    weights = base.weights()
+    recorded = getattr(adapter.config, "base_fingerprint", None) or {}
+    matches = compare(recorded, weights)
+    adapted = layers_of([adapter], base)
+
+    def relative(layer: Any) -> tuple[str, float]:
+        matrix = layer.update(weights).matrix
+        weight = weights[layer.weight_name]
+        energy = sum((float(rows.float().square().sum()) for rows in torch.split(weight, 1024)), 0.0)
+        return layer.path, math.sqrt(matrix.energy / energy) if energy else math.inf
+
+    updates = dict(each(relative, adapted, "holding against the base", progress))
+    known = {layer.path: layer for layer in layers}
+    # A tied adapter is stored with the first of its layers; the others have nothing of their own.
+    return [
+        InspectedLayer(
+            **{
+                **asdict(known.get(path, InspectedLayer(path, None, None, 0, 0.0))),
+                "match": matches.get(path),
+                "update": update,
+            }
+        )
+        for path, update in updates.items()
+    ]
