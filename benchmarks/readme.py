@@ -29,9 +29,9 @@ def tables_of(results: Path) -> dict[str, str]:
 
 
 def _tiny() -> str:
-    """The first language-model setting and the denoiser; the file has the second setting and the learning rates too."""
+    """Both language-model settings and the denoiser; the file has the learning rates too."""
     tables = tables_of(ROOT / "benchmarks/tiny/results/full.md")
-    models = [heading for heading in tables if "language model" in heading][:1]
+    models = [heading for heading in tables if "language model" in heading]
     denoisers = [heading for heading in tables if "denoiser" in heading]
     return "\n\n".join(f"*{heading}*\n\n{tables[heading]}" for heading in (*models, *denoisers))
 

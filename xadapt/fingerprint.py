@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -36,14 +37,10 @@ class LayerPrint:
         Raises:
             ValueError: it is no such line.
         """
-        shape, _, rest = text.partition(" ")
-        dtype, _, digest = rest.partition(" ")
-        try:
-            return cls(tuple(int(size) for size in shape.split("x")), dtype, digest)
-        except ValueError as error:
-            raise ValueError(
-                f"{text!r} is no fingerprint of a layer, such as '64x64 float32 0123456789abcdef'."
-            ) from error
+        match = re.fullmatch(r"(\d+(?:x\d+)*) ((?:b?float|u?int|bool)\w*)(?: ([0-9a-f]+))?", text)
+        if match is None:
+            raise ValueError(f"{text!r} is no fingerprint of a layer, such as '64x64 float32 0123456789abcdef'.")
+        return cls(tuple(int(size) for size in match[1].split("x")), match[2], match[3] or "")
 
     def compare(self, other: LayerPrint) -> Match:
         if self.shape != other.shape:

@@ -132,7 +132,8 @@ def _by_layer(adapter: Adapter) -> dict[str, dict[str, Tensor]]:
     for name, tensor in adapter.tensors.items():
         path, found, _ = name.partition(f".{prefix}")
         if found:
-            groups.setdefault(path.removesuffix(".parameter_space"), {})[name.removeprefix(f"{path}.")] = tensor
+            path = path.removesuffix(".parameter_space")  # of a hybrid
+            groups.setdefault(path, {})[name.removeprefix(f"{path}.")] = tensor
     return groups
 
 

@@ -39,7 +39,7 @@ LLAMA: dict[str, dict[str, Any]] = {
     },
 }  # Llama-3.2-1B and Llama-3.1-8B
 FLUX: dict[str, dict[str, Any]] = {
-    "flux": {},  # FluxTransformer2DModel's defaults are FLUX.1-dev's: 19 + 38 blocks, 24 heads of 128
+    "flux": {"guidance_embeds": True},  # the class's other defaults are FLUX.1-dev's too
     "flux-tiny": {
         "num_layers": 1,
         "num_single_layers": 1,
