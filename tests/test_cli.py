@@ -80,7 +80,20 @@ def test_methods_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["input_ada"].keys() == {"name", "summary", "reads", "writes", "paper"}
 
 
-@pytest.mark.parametrize("arguments", [[], ["method"], ["methods", "--jsn"]])
+def test_without_a_verb_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    told = capsys.readouterr().err
+    assert "usage: xadapt" in told
+    assert "what is installed, as a table" in told
+
+
+def test_a_misspelt_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["method"])
+    assert "there is no verb 'method'. Did you mean 'methods'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["method"], ["methods", "--jsn"], ["--no-such-option"]])
 def test_a_wrong_command_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(arguments)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoHaConfig, LoraConfig, PeftConfig, PeftModel
+from peft import AdaLoraConfig, LoHaConfig, LoraConfig, PeftConfig, PeftModel
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import xadapt
 from tests.feature_models import (
     CONFIG,
     SPACES,
     Mlp,
+    OneLayer,
     assert_same,
     attach,
     feature_layers,
@@ -168,6 +173,81 @@ class TestEveryMethod:
         assert_close(model(x), second)
 
 
+DIAGONAL = {"IA3"}  # scales features one by one, by design
+
+
+@every_method
+@both_spaces
+def test_it_moves_features_into_each_other(method: str, space: str) -> None:
+    """What a method derives from its base weight may be next to nothing where that is an identity."""
+    torch.manual_seed(0)
+    layer = nn.Linear(32, 32)
+    model = attach(OneLayer(layer), feature_space(peft_config(method, target_modules=["layer"]), space))
+    x, wanted = torch.randn(64, 32), torch.randn(32, 32) / 6
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        (model(x) - x @ wanted).square().mean().backward()
+        optimizer.step()
+    delta = feature_layers(model)[0].folded(["default"], torch.eye(32), None).matrix.tensor().detach()
+    off_diagonal = delta - torch.diag(delta.diagonal())
+    assert (off_diagonal.norm() > 0.2 * delta.norm()) == (method not in DIAGONAL)
+    touched = (delta.abs().amax(1) > 1e-5).sum() / 32
+    assert touched > 0.5, touched  # WaveFT's few frequencies leave some out, at random
+
+
+class TestNames:
+    """How the child that holds the hosted layer is called: transformers and PEFT's tuners go by parts of such names."""
+
+    @every_method
+    @both_spaces
+    def test_it_starts_as_the_type_and_holds_no_prefix_of_pefts(self, method: str, space: str) -> None:
+        (layer, _) = feature_layers(fresh(method, space))
+        assert layer.phi_name.startswith(f"{space}_ada_{method.lower()}")
+        stock = {t: prefix for t, prefix in PEFT_TYPE_TO_PREFIX_MAPPING.items() if "_ADA" not in t.value}
+        assert not {t.value: prefix for t, prefix in stock.items() if prefix in layer.phi_name}
+
+    @both_spaces
+    def test_of_lora(self, space: str) -> None:
+        (layer,) = feature_layers(attach(Mlp(), CONFIG[space](target_modules=["lin0"])))
+        assert layer.phi_name == f"{space}_ada_phi"
+
+
+class TestAdaLora:
+    """Its tuner looks at the whole model: the orthogonality loss, the allocation of ranks, the resize on loading."""
+
+    @pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # PEFT's, of each AdaLoRA that it loads
+    @both_spaces
+    def test_through_its_schedule(self, space: str, llama_like: Callable[..., nn.Module], tmp_path: Path) -> None:
+        options: dict[str, Any] = {"init_r": 8, "target_r": 3, "tinit": 2, "tfinal": 3, "deltaT": 1, "total_step": 12}
+        config = AdaLoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **options)
+        model = attach(llama_like(), feature_space(config, space))
+        ids = torch.arange(8)[None]
+        tuner: Any = model.base_model
+
+        bare_loss = model.get_base_model()(input_ids=ids, labels=ids).loss
+        assert model(input_ids=ids, labels=ids).loss > bare_loss  # by the orthogonality loss
+
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        for step in range(1, 13):
+            optimizer.zero_grad()
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            tuner.update_and_allocate(step)
+        pattern = tuner.peft_config["default"].rank_pattern
+        assert sum(map(sum, pattern.values())) == 3 * len(feature_layers(model))
+        assert len({sum(kept) for kept in pattern.values()}) > 1
+
+        model.eval()
+        expected = model(ids).logits
+        assert not torch.allclose(expected, llama_like()(ids).logits, atol=1e-3)
+        xadapt.save(model, tmp_path / "adapter")
+        shapes = {tensor.shape for tensor in load_file(tmp_path / "adapter/adapter_model.safetensors").values()}
+        assert (8, 32) not in shapes  # resized to what was allocated
+        for loaded in (xadapt.load(llama_like(), tmp_path / "adapter"), load(llama_like(), tmp_path / "adapter")):
+            torch.testing.assert_close(loaded(ids).logits, expected)
+
+
 class TestFeatureSpace:
     @both_spaces
     def test_a_lora_config_gives_the_config_of_the_space(self, space: str) -> None:
@@ -184,7 +264,7 @@ class TestFeatureSpace:
             feature_space(LoHaConfig(r=3, target_modules=["k"]), "output", tie="k")
 
     def test_a_misspelt_option(self) -> None:
-        with pytest.raises(TypeError, match=r"InputLoHaConfig.*'alhpa'; did you mean 'alpha'\?"):
+        with pytest.raises(TypeError, match=r"InputLoHaConfig.*'alhpa'; Did you mean 'alpha'\?"):
             feature_space(LoHaConfig(target_modules=["k"]), "input", alhpa=3)
 
     def test_a_space_that_is_none(self) -> None:

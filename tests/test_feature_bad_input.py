@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from peft import C3AConfig, LoHaConfig, LoraConfig, VeraConfig, inject_adapter_in_model
+from peft import (
+    AdaLoraConfig,
+    C3AConfig,
+    HRAConfig,
+    IA3Config,
+    LoHaConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftConfig,
+    VeraConfig,
+    inject_adapter_in_model,
+)
 from torch import Tensor, nn
 
 from tests.feature_models import (
@@ -54,12 +66,12 @@ def refused(attach: Attach, model: nn.Module, error: type[Exception] = ValueErro
 class TestConfig:
     @every_config
     def test_a_misspelt_field(self, config: Any) -> None:
-        with pytest.raises(TypeError, match=rf"{config.__name__}.*'target_module'; did you mean 'target_modules'\?"):
+        with pytest.raises(TypeError, match=rf"{config.__name__}.*'target_module'; Did you mean 'target_modules'\?"):
             config(target_module=["q_proj"])
 
     @every_config
     def test_a_field_that_is_like_no_other_is_told_which_there_are(self, config: Any) -> None:
-        with pytest.raises(TypeError, match=rf"{config.__name__}.*'zzz'; it has task_type.* target_modules"):
+        with pytest.raises(TypeError, match=rf"{config.__name__}.*'zzz'; Known: .*target_modules.* and \d+ more\.$"):
             config(zzz=1)
 
     @pytest.mark.parametrize("rank", [0, -1, True, 2.0, "8", None], ids=repr)
@@ -72,9 +84,19 @@ class TestConfig:
         ):
             config(rank_pattern={"q": rank})
 
-    def test_tie_is_for_input_space(self) -> None:
-        with pytest.raises(TypeError, match=r"OutputAdaConfig.*'tie'"):
-            OutputAdaConfig(tie="k")  # type: ignore[call-arg]
+    @pytest.mark.parametrize(
+        ("config", "option", "says"),
+        [
+            (InputAdaConfig, "rank", r"Did you mean 'r'\?$"),
+            (InputAdaConfig, "alpha", r"Did you mean 'lora_alpha'\?$"),
+            (InputAdaConfig, "space", r"InputAdaConfig is for input space\. For output space use OutputAdaConfig, or"),
+            (OutputAdaConfig, "space", r"OutputAdaConfig is for output space\. For input space use InputAdaConfig, or"),
+            (OutputAdaConfig, "tie", r"tie is for input space only, .*: InputAdaConfig has it\.$"),
+        ],
+    )
+    def test_an_option_that_goes_by_another_name_or_class(self, config: Any, option: str, says: str) -> None:
+        with pytest.raises(TypeError, match=rf"{config.__name__}.*{option!r}; {says}"):
+            config(**{option: "k"})
 
 
 @both_spaces
@@ -102,6 +124,39 @@ class TestLayers:
         message = refused(lambda: attach(model, config), model)
         assert "r=40 is above the layer's width (" in message
         assert "Use r <= " in message
+
+    def test_a_rank_above_an_embedding_s_width(self, space: str) -> None:
+        """It has many rows, but they are no features."""
+        model = OneLayer(nn.Embedding(100, 8))
+        config = OutputAdaConfig(r=9, target_modules=["layer"])
+        assert "r=9 is above the layer's width (100 in, 8 out). Use r <= 8" in refused(
+            lambda: attach(model, config), model
+        )
+
+    @pytest.mark.parametrize(
+        ("config", "says"),
+        [
+            (LoHaConfig(r=40), "r=40"),
+            (LoHaConfig(r=2, rank_pattern={"lin1": 40}), "r=40"),
+            (VeraConfig(r=40), "r=40"),
+            (HRAConfig(r=40), "r=40"),
+            (AdaLoraConfig(init_r=40, target_r=4, total_step=10), "init_r=40"),
+            (AdaLoraConfig(init_r=4, target_r=40, total_step=10), "target_r=40"),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_a_hosted_method_s_rank_above_the_width(self, space: str, config: PeftConfig, says: str) -> None:
+        model = Mlp()
+        made = feature_space(config, space, target_modules=["lin0", "lin1"])
+        assert f"{says} is above the layer's width (" in refused(lambda: attach(model, made), model)
+
+    @pytest.mark.parametrize("rank", [0, -2], ids=repr)
+    @pytest.mark.parametrize("cls", [LoHaConfig, VeraConfig, HRAConfig], ids=lambda c: c.__name__)
+    def test_a_hosted_method_s_rank_that_is_none(self, space: str, cls: Any, rank: int) -> None:
+        with pytest.raises(ValueError, match=rf"^r={rank}: a rank is a positive integer, for example r=8\.$"):
+            feature_space(cls(r=rank), space)
+        with pytest.raises(ValueError, match=rf"^init_r={rank}: a rank is a positive integer"):
+            feature_space(AdaLoraConfig(init_r=rank, total_step=10), space)
 
     def test_a_rank_above_the_features_adapted_is_told(self, space: str) -> None:
         """It works, but a smaller one says the same."""
@@ -250,6 +305,25 @@ class TestTwoKindsOnOneModel:
             inject_adapter_in_model(LoraConfig(r=2, target_modules=["lin0", "lin1"]), model, "second")
         assert_same(model, before)
         assert torch.equal(model(mlp_batch()), expected)
+
+    @pytest.mark.parametrize("other", [LoHaConfig, HRAConfig, IA3Config, OFTConfig], ids=lambda c: c.__name__)
+    @pytest.mark.parametrize("how", ["injected", "through transformers"])
+    def test_another_tuner_s_layer_around_it(
+        self, space: str, other: Any, how: str, llama: Any, logits: Callable[[nn.Module], Tensor]
+    ) -> None:
+        llama.add_adapter(CONFIG[space](r=2, target_modules=["q_proj"], init_lora_weights=False), "first")
+        before, held = logits(llama), weights(llama)
+        options: dict[str, Any] = {"feedforward_modules": []} if other is IA3Config else {}
+        config = other(target_modules=["q_proj"], **options)
+        with pytest.raises(ValueError, match=rf"carries an adapter in {space} space cannot be wrapped in another one"):
+            inject_adapter_in_model(config, llama, "second") if how == "injected" else llama.add_adapter(config, "b")
+        assert_same(llama, held)
+        assert torch.equal(logits(llama), before)
+
+    def test_a_copy_of_the_model_is_no_wrapper(self, space: str) -> None:
+        model = adapted(Mlp(), CONFIG[space](r=2, target_modules=["lin0"]))
+        assert torch.equal(copy.deepcopy(model)(mlp_batch()), model(mlp_batch()))
+        assert torch.equal(nn.Sequential(model.base_model.model)(mlp_batch()), model(mlp_batch()))
 
     def test_through_transformers(self, space: str, llama: Any, logits: Callable[[nn.Module], Tensor]) -> None:
         llama.add_adapter(CONFIG[space](r=2, target_modules=["q_proj"]), "first")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoHaConfig
 from peft.helpers import rescale_adapter_scale
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ from tests.feature_models import (
     weights,
     with_second,
 )
-from xadapt import FullAdaConfig, HybridAdaConfig
+from xadapt import FullAdaConfig, HybridAdaConfig, feature_space
 from xadapt_feature import FeatureLayer
 
 TARGETS = ["lin0", "lin1"]
@@ -164,6 +165,15 @@ class TestFull:
     def test_it_starts_at_zero(self) -> None:
         model = attach(Mlp(), config("full", "input"))
         assert not any(layer.full_A["default"].any() for layer in feature_layers(model))
+
+    @both_spaces
+    def test_batches_of_mixed_adapters_are_refused(self, space: str) -> None:
+        """It would take no notice of the names."""
+        for made in (config("full", space), feature_space(LoHaConfig(r=2, target_modules=TARGETS), space)):
+            model = adapted(Mlp(), made)
+            with pytest.raises(ValueError, match=r"adapter_names=\['default', '__base__'\].* cannot give each row"):
+                model(mlp_batch(rows=2), adapter_names=["default", "__base__"])
+            model(mlp_batch(rows=2))
 
     def test_a_space_that_is_none(self) -> None:
         for kind in ("full", "hybrid"):

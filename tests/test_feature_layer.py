@@ -130,9 +130,9 @@ class TestFused:
             scale = max(1.0, other.abs().max().item())
             assert_close(one / scale, other / scale, dtype)
 
-    @pytest.mark.parametrize(("name", "space"), LINEARS)
+    @pytest.mark.parametrize(("name", "space"), [*LINEARS, *(("Conv1D", space) for space in SPACES)])
     @pytest.mark.parametrize("rows", [1, 40])
-    def test_gradcheck(self, name: str, space: str, rows: int) -> None:
+    def test_gradcheck_of_both_backward_passes(self, name: str, space: str, rows: int) -> None:
         layer = make(name, space, torch.float64)
         a, b = (p.detach().clone().requires_grad_() for p in factors(layer))
         x = torch.randn(rows, layer.in_features, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -144,6 +144,7 @@ class TestFused:
             )
 
         assert torch.autograd.gradcheck(run, (x.requires_grad_(), a, b))
+        assert torch.autograd.gradgradcheck(run, (x, a, b))
 
     @pytest.mark.parametrize(("name", "space"), LINEARS)
     @pytest.mark.parametrize("frozen", ["x", "a", "b", "ab"])
@@ -227,6 +228,33 @@ class TestFused:
     def test_what_is_not_the_common_case_goes_through_pefts_code(self, options: dict[str, Any]) -> None:
         layer = make("linear", "input", **options).train()
         assert layer.fused(features_for(layer.base_layer)) is None
+
+    @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own forward mode uses it
+    @pytest.mark.parametrize("space", SPACES)
+    def test_under_torch_func_and_forward_mode(self, space: str) -> None:
+        layer = make("linear", space, torch.float64)
+        x, t = torch.randn(2, 4, 6, dtype=torch.float64)
+        assert layer.fused(x) is not None
+        parameters = {name: p.detach() for name, p in layer.named_parameters() if "lora_" in name}
+
+        def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+            return cast(Tensor, torch.func.functional_call(layer, parameters, (x,))).square().sum()
+
+        by_func = torch.func.grad(loss)(parameters, x)
+        loss(dict(layer.named_parameters()), x).backward()
+        for name, gradient in by_func.items():
+            torch.testing.assert_close(gradient, layer.get_parameter(name).grad)
+        rows = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+        for name, gradient in rows.items():
+            torch.testing.assert_close(gradient.sum(0), by_func[name])
+        forward: Any = layer.forward
+        expected = layer(x + t) - layer(x)
+        bias = forward(torch.zeros_like(t))
+        torch.testing.assert_close(torch.func.jvp(forward, (x,), (t,))[1], expected)
+        torch.testing.assert_close(expected, layer(t) - bias)
+        with torch.autograd.forward_ad.dual_level():
+            y = layer(torch.autograd.forward_ad.make_dual(x, t))
+            torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(y).tangent, expected)
 
     def test_a_hook_on_the_adapters_matrices_is_called(self) -> None:
         layer = make("linear", "input")

@@ -193,18 +193,55 @@ def test_weights_tied_in_the_base_stay_tied(space: str) -> None:
 
 
 @both_spaces
+class TestMovedWhileMerged:
+    def test_to_another_dtype(self, space: str) -> None:
+        model, x = adapted(Mlp().bfloat16(), CONFIG[space](r=2, target_modules=TARGETS)), mlp_batch()
+        layer = feature_layers(model)[0]
+        base = layer.base_layer.weight.clone()
+        model.merge_adapter()
+        model.to(torch.float64)
+        model.unmerge_adapter()
+        assert layer.base_layer.weight.dtype == torch.float64
+        torch.testing.assert_close(layer.base_layer.weight, base.double(), rtol=2e-2, atol=2e-2)
+        expected = model(x.double())
+        model.merge_adapter()
+        torch.testing.assert_close(model(x.double()), expected)
+
+    def test_to_another_device(self, space: str) -> None:
+        model = two_adapters(space)
+        model.merge_adapter(["default"])
+        model.to("meta")
+        layer = feature_layers(model)[0]
+        assert layer.get_delta_weight("second").device.type == "meta"
+        model.unmerge_adapter()
+        assert not layer.merged
+
+
+@both_spaces
 class TestWhatCannotBeMerged:
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     @pytest.mark.parametrize("how", ["merge_adapter", "merge_and_unload"])
-    def test_safe_merge_finds_it_before_anything_is_changed(self, space: str, bad: float, how: str) -> None:
-        """Also when it sits in the last layer."""
+    @pytest.mark.parametrize("safe_merge", [False, True])
+    def test_what_is_not_finite_is_found_before_anything_is_changed(
+        self, space: str, bad: float, how: str, safe_merge: bool
+    ) -> None:
+        """Also when it sits in the last layer; and without safe_merge, since it could not be taken out again."""
         model = adapted(Mlp(), CONFIG[space](r=2, target_modules=[*TARGETS, "head"]))
         feature_layers(model)[-1].lora_A["default"].weight.data[0, 0] = bad
         before = weights(model)
         with pytest.raises(ValueError, match=r"head: NaNs detected in the merged weights. The adapter default"):
-            getattr(model, how)(safe_merge=True)
+            getattr(model, how)(safe_merge=safe_merge)
         assert_same(model, before)
         assert not any(layer.merged for layer in feature_layers(model))
+
+    def test_a_product_that_is_too_large_is_not_written(self, space: str) -> None:
+        model = adapted(Mlp(), CONFIG[space](r=2, target_modules=["head"]))
+        for matrix in ("lora_A", "lora_B"):
+            getattr(feature_layers(model)[0], matrix)["default"].weight.data.fill_(1e30)
+        before = weights(model)
+        with pytest.raises(ValueError, match="NaNs detected in the merged weights"):
+            model.merge_adapter()
+        assert_same(model, before)
 
     def test_safe_merge_merges_what_is_sound(self, space: str) -> None:
         model, x = adapted(Mlp(), CONFIG[space](r=2, target_modules=TARGETS)), mlp_batch()

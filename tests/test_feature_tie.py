@@ -262,19 +262,87 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"tie='\[kv' is no regular expression"):
             config("[kv")
 
-    @pytest.mark.parametrize("other", [None, PER_BLOCK], ids=["untied", "tied otherwise"])
-    def test_a_second_adapter_tied_otherwise(self, other: Any) -> None:
+    @pytest.mark.parametrize(("tie", "error"), [("", ValueError), ([r"k$", ""], ValueError), (3, TypeError)], ids=repr)
+    def test_a_pattern_that_says_nothing(self, tie: Any, error: type[Exception]) -> None:
+        with pytest.raises(error, match=r"tie(=''| takes a regular expression).*it could be r'attn2"):
+            config(tie)
+
+    def test_ties_no_two_layers(self) -> None:
+        with pytest.warns(UserWarning, match=r"ties no two of the 4 target layers.*must not be captured"):
+            attach(Blocks(), config(r"(blocks\.\d+\.[kv])$"))
+
+    @pytest.mark.parametrize("pattern", ["rank_pattern", "alpha_pattern"])
+    def test_a_rank_or_alpha_of_its_own(self, pattern: str) -> None:
+        self.refused(ALL, rf"{pattern} gives 7 to blocks\.0\.v and [23] to blocks\.0\.k", **{pattern: {"v": 7}})
+        tied(PER_BLOCK, **{pattern: {r"blocks\.0\.(k|v)": 7}})  # the group as a whole may have one
+
+    @pytest.mark.parametrize(
+        ("tie", "target_modules"),
+        [
+            (None, ["k", "v"]),
+            (PER_BLOCK, ["k", "v"]),
+            (ALL, ["k"]),
+            (ALL, ["v"]),
+            (ALL, r".*0\.[kv]"),
+            (None, ["v", "o"]),
+        ],
+        ids=[
+            "untied",
+            "tied otherwise",
+            "leaders only",
+            "followers only",
+            "one block only",
+            "a follower and a free one",
+        ],
+    )
+    def test_a_second_adapter_that_is_not_on_the_same_groups(self, tie: Any, target_modules: Any) -> None:
         model = tied()
         before, expected = weights(model), model(batch())
-        with pytest.raises(ValueError, match=r"All adapters of a model tie the same layers: 'default' has tie="):
-            model.add_adapter("second", config(other))
+        with pytest.raises(ValueError, match=r"blocks\.0\.k, .*blocks\.1\.v share one adapter, and with this one"):
+            model.add_adapter("second", config(tie, target_modules=target_modules))
         assert_same(model, before)
         assert list(model.peft_config) == ["default"]
         assert torch.equal(model(batch()), expected)
 
-    def test_a_second_adapter_on_other_layers(self) -> None:
+    def test_a_second_adapter_on_more_layers(self) -> None:
         model = tied(r"\.[kvo]$", target_modules=["k"])
         before = weights(model)
-        with pytest.raises(ValueError, match=r"With tie, every adapter of a model adapts the same layers; 'default'"):
+        with pytest.raises(ValueError, match=r"blocks\.0\.k, blocks\.1\.k share one adapter, and with this one"):
             model.add_adapter("second", config(r"\.[kvo]$", target_modules=["k", "v"]))
+        assert_same(model, before)
+
+
+class TestOtherAdapters:
+    """What counts is how the layers are tied, not what a config says."""
+
+    @pytest.mark.parametrize("tie", [r"blocks\.\d\.[kv]$", [r"\.(?:k|v)$"]], ids=str)
+    def test_the_same_groups_in_other_words(self, tie: Any) -> None:
+        model = with_second(tied(), config(tie))
+        model.set_adapter("second")
+        assert len({id(layer.lora_A["second"].weight) for layer in feature_layers(model)}) == 1
+        assert not torch.allclose(model(batch()), Blocks()(batch()))
+
+    def test_free_layers_beside_tied_ones(self) -> None:
+        model = with_second(tied(), InputAdaConfig(r=2, target_modules=["o"]))
+        model.set_adapter("second")
+        assert model.get_nb_trainable_parameters()[0] == 2 * 2 * 2 * 8
+
+    def test_a_tie_ends_with_its_adapters(self) -> None:
+        model = with_second(tied(), config())
+        with pytest.warns(UserWarning, match="Setting active adapter"):
+            model.delete_adapter("default")
+        with pytest.raises(ValueError, match="share one adapter"):
+            model.add_adapter("untied", config(None))  # "second" is tied still
+        model.delete_adapter("second")
+        model.add_adapter("untied", config(None))
+        model.set_adapter("untied")
+        assert model.get_nb_trainable_parameters()[0] == 4 * 2 * 2 * 16
+        assert not any(isinstance(layer, TiedLayer) for layer in feature_layers(model))
+
+    def test_what_is_left_of_a_deleted_adapter_stays_where_the_next_one_fails(self) -> None:
+        model = tied()
+        model.delete_adapter("default")
+        before = weights(model)
+        with pytest.raises(ValueError, match="matches none"):
+            model.add_adapter("second", config(r"to_[kv]$"))
         assert_same(model, before)

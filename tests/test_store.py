@@ -258,6 +258,74 @@ class TestTheVersion:
         assert "which is no version" in refused(folder)
 
 
+class TestTheFields:
+    @pytest.fixture
+    def ours(self, llama_like: Callable[..., nn.Module], tmp_path: Path) -> Path:
+        trained(llama_like(), xadapt.InputAdaConfig(r=4, target_modules=TARGETS)).save_pretrained(tmp_path / "ours")
+        return tmp_path / "ours"
+
+    @pytest.mark.parametrize(("field", "meant"), [("tyi", "tie"), ("lora_alhpa", "lora_alpha")])
+    def test_unknown_ones_are_refused(self, field: str, meant: str, ours: Path, refused: Callable[..., str]) -> None:
+        edit_config(ours, **{field: 1})
+        message = refused(ours)
+        assert f"has a field {field!r}, which InputAdaConfig does not have. Did you mean {meant!r}?" in message
+
+    @pytest.mark.filterwarnings("ignore:Unexpected keyword arguments")  # PEFT's advice
+    def test_those_of_a_newer_peft_are_its_own_to_judge(self, ours: Path, llama: nn.Module) -> None:
+        edit_config(ours, peft_version="999.0.0", option_of_tomorrow=None)
+        assert isinstance(xadapt.load(llama, ours), PeftModel)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`")
+class TestWeightsOfTheBase:
+    """An adapter in feature space leaves the base's weights alone, also where it adapts the embeddings."""
+
+    @pytest.mark.parametrize("target_modules", [["embed_tokens"], ["lm_head"], ".*(lm_head|embed_tokens)"], ids=str)
+    def test_are_not_saved(
+        self, target_modules: object, llama_like: Callable[..., nn.Module], tmp_path: Path, logits: Logits
+    ) -> None:
+        config = xadapt.OutputAdaConfig(r=4, target_modules=target_modules)
+        model = trained(llama_like(), config)
+        model.save_pretrained(tmp_path / "peft")
+        injected = llama_like()
+        injected.add_adapter(xadapt.OutputAdaConfig(r=4, target_modules=target_modules))
+        injected.save_pretrained(tmp_path / "transformers")
+        for folder in (xadapt.save(model, tmp_path / "ours"), tmp_path / "peft", tmp_path / "transformers"):
+            assert not [name for name in load_file(folder / "adapter_model.safetensors") if "base_layer" in name]
+        torch.testing.assert_close(logits(xadapt.load(llama_like(), tmp_path / "ours")), logits(model))
+        sibling = llama_like(seed=5)
+        before = {name: tensor.clone() for name, tensor in sibling.state_dict().items()}
+        carried = xadapt.load(sibling, tmp_path / "ours").unload()
+        assert all(torch.equal(carried.state_dict()[name], tensor) for name, tensor in before.items())
+
+    def test_are_saved_where_asked_for_and_refused_on_another_base(
+        self, llama_like: Callable[..., nn.Module], tmp_path: Path, refused: Callable[..., str], logits: Logits
+    ) -> None:
+        model = trained(llama_like(), xadapt.OutputAdaConfig(r=4, target_modules=["embed_tokens"]))
+        xadapt.save(model, tmp_path / "adapter", save_embedding_layers=True)
+        message = refused(tmp_path / "adapter", llama_like(seed=5))
+        assert "holds the weights of its source's model.embed_tokens" in message
+        assert "save_embedding_layers=False" in message
+        for dtype in (torch.float32, torch.bfloat16):  # on its own base, rounded or not
+            loaded = xadapt.load(llama_like().to(dtype), tmp_path / "adapter")
+        again = xadapt.load(xadapt.load(llama_like(), tmp_path / "adapter"), tmp_path / "adapter", "second")
+        assert list(again.peft_config) == ["default", "second"]
+        torch.testing.assert_close(logits(again), logits(model))
+        assert loaded.dtype == torch.bfloat16
+
+    def test_are_saved_where_the_vocabulary_was_resized(
+        self, llama_like: Callable[..., nn.Module], tmp_path: Path
+    ) -> None:
+        llama_like().save_pretrained(tmp_path / "base")
+        base = llama_like().from_pretrained(tmp_path / "base")
+        base.resize_token_embeddings(70)
+        model = get_peft_model(base, xadapt.OutputAdaConfig(r=4, target_modules=["embed_tokens"]))
+        with pytest.warns(UserWarning, match="has been resized during finetuning"):
+            xadapt.save(model, tmp_path / "adapter")
+        names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+        assert "base_model.model.model.embed_tokens.base_layer.weight" in names
+
+
 class TestTheTensors:
     def test_missing(self, folder: Path, refused: Callable[..., str]) -> None:
         (folder / "adapter_model.safetensors").unlink()
@@ -340,3 +408,9 @@ class TestTheCall:
     def test_adapter_name_is_taken(self, folder: Path, llama: nn.Module, refused: Callable[..., str]) -> None:
         model = xadapt.load(llama, folder)
         assert "has an adapter 'default' already" in refused(folder, model)
+
+
+@pytest.mark.parametrize("model", ["gpt2", None, nn.Linear], ids=repr)
+def test_what_is_no_model(model: object, folder: Path) -> None:
+    with pytest.raises(TypeError, match=r"load\(\) takes the base itself, an nn\.Module, got .*from_pretrained"):
+        xadapt.load(model, folder)

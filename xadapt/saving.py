@@ -51,7 +51,8 @@ def save(model: PeftModel, folder: str | PathLike[str], adapter_name: str = "def
     try:
         model.save_pretrained(str(part), selected_adapters=[adapter_name], **options)
         written = part if adapter_name == "default" else part / adapter_name  # PEFT's layout
-        _put(written, folder)
+        if (written / CONFIG_NAME).is_file():  # with is_main_process=False there is none
+            _put(written, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder

@@ -32,6 +32,11 @@ class BaseLayer:
         return cast(int, self.layer.out_features)
 
     @property
+    def widest(self) -> int:
+        """The largest rank that is no mistake: that of the wider side, which may be the one that Φ is not on."""
+        return max(self.in_features, self.out_features)
+
+    @property
     def bias(self) -> Tensor | None:
         return cast("Tensor | None", getattr(self.layer, "bias", None))
 
@@ -81,6 +86,10 @@ class EmbeddingLayer(BaseLayer):
     @property
     def out_features(self) -> int:
         return cast(int, self.layer.embedding_dim)
+
+    @property
+    def widest(self) -> int:
+        return self.out_features  # the rows are no features
 
     def check(self, space: Space) -> None:
         if space.name == "input":

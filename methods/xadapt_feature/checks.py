@@ -9,12 +9,13 @@ from typing import Any, cast
 from peft import PeftWarning
 from torch import nn
 
+from xadapt.errors import some
 from xadapt.peft_internals import BaseTunerLayer, QuantizationBackend, check_mamba, get_pattern_key
 
-from .base_layer import UnsupportedLayer, describe
+from .base_layer import BaseLayer, UnsupportedLayer, describe
 from .layer import FeatureLayer
 from .spaces import Space, get_space
-from .tie import tie_key
+from .tie import groups_of, tie_key, tied_groups
 
 # PEFT's checks that go by the PEFT type: what cannot carry a LoRA cannot carry Φ.
 AS_LORA = cast(Any, SimpleNamespace(peft_type="LORA"))
@@ -60,7 +61,7 @@ def check_target(
     except ValueError as error:
         refusal = type(error) if isinstance(error, UnsupportedLayer) else ValueError
         raise refusal(f"{path}: {error}") from None
-    _check_rank(config, path, base.in_features, base.out_features, space)
+    _check_rank(config, path, base, space)
     if getattr(config, "lora_bias", False) and base.bias is None:
         warnings.warn(
             f"`lora_bias=True` was passed but the targeted layer of type {type(module).__name__} has no bias. This "
@@ -70,44 +71,82 @@ def check_target(
         )
 
 
-def _check_rank(config: Any, path: str, in_features: int, out_features: int, space: Space) -> None:
+def _check_rank(config: Any, path: str, base: BaseLayer, space: Space) -> None:
+    width = space.width(base.in_features, base.out_features)
     patterns = getattr(config, "rank_pattern", None) or {}
-    rank = patterns.get(get_pattern_key(list(patterns), path), getattr(config, "r", None))
-    if not config.low_rank or not isinstance(rank, int):
-        return
-    widest, width = max(in_features, out_features), space.width(in_features, out_features)
-    if rank > widest:
-        raise ValueError(
-            f"{path}: r={rank} is above the layer's width ({in_features} in, {out_features} out). Use r <= {width}, "
-            "a rank_pattern for this layer, or FullAdaConfig for an update of full rank."
-        )
-    if rank > width:
-        warnings.warn(
-            f"{path}: r={rank} is above the {width} {space.feature} features it adapts; r={width} says as much.",
-            stacklevel=2,
-        )
-
-
-def check_tie(config: Any, targets: dict[str, nn.Module], others: list[str]) -> None:
-    """Raise ValueError where `tie` cannot mean what it says; `others` are the adapters that are there already."""
-    widths: dict[tuple[str | None, ...], tuple[str, int]] = {}
-    for path, module in targets.items():
-        key = tie_key(config.tie, path)
-        if key is None:
-            continue
-        base = describe(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module)
-        first, width = widths.setdefault(key, (path, base.in_features))
-        if width != base.in_features:
+    for name in config.ranks:
+        rank = patterns.get(get_pattern_key(list(patterns), path), getattr(config, name))
+        if rank > base.widest:
             raise ValueError(
-                f"tie={config.tie!r} ties {first} ({width} input features) to {path} ({base.in_features}): tied "
+                f"{path}: {name}={rank} is above the layer's width ({base.in_features} in, {base.out_features} out). Use "
+                f"{name} <= {width}, a rank_pattern for this layer, or FullAdaConfig for an update of full rank."
+            )
+        if rank > width and config.low_rank:
+            warnings.warn(
+                f"{path}: {name}={rank} is above the {width} {space.feature} features it adapts; {name}={width} says as "
+                "much.",
+                stacklevel=2,
+            )
+
+
+def check_tie(config: Any, targets: dict[str, nn.Module], model: nn.Module) -> None:
+    """Raise ValueError where `tie` cannot mean what it says, or says something else than the adapters that are there."""
+    tie = getattr(config, "tie", None)
+    groups = groups_of(tie, targets)
+    if tie:
+        if targets and not any(tie_key(tie, path) for path in targets):
+            raise ValueError(
+                f"tie={tie!r} matches none of the {len(targets)} target layers, e.g. {next(iter(targets))!r}."
+            )
+        for group in groups:
+            _check_group(config, group, targets)
+        if targets and len(groups) == len(targets):
+            warnings.warn(
+                f"tie={tie!r} ties no two of the {len(targets)} target layers: each has an adapter of its own. Layers are "
+                "tied where the captured groups are equal, so what tells them apart must not be captured: "
+                f"r'(layers\\.\\d+)\\.' makes one group of each block.",
+                stacklevel=2,
+            )
+    there = tied_groups(model)
+    for group in groups:
+        taken = next((there[path] for path in group if path in there), group)
+        if set(taken) != set(group):
+            raise ValueError(
+                f"{_and(taken)} {'share one adapter' if len(taken) > 1 else 'has an adapter of its own'}, and with this "
+                f"one {_and(group)} would {'share one' if len(group) > 1 else 'have one of its own'}. All adapters of a "
+                "layer are tied alike: name the same layers in target_modules and tie them the same way, or delete the "
+                "adapters there first."
+            )
+
+
+def _check_group(config: Any, group: list[str], targets: dict[str, nn.Module]) -> None:
+    """Raise ValueError where these layers cannot share one adapter."""
+    first = group[0]
+    widths = {path: describe(_base(targets[path])).in_features for path in group}
+    for path, width in widths.items():
+        if width != widths[first]:
+            raise ValueError(
+                f"tie={config.tie!r} ties {first} ({widths[first]} input features) to {path} ({width}): tied "
                 "layers have to read the same features. Capture what tells them apart, as in r'(layers\\.\\d+)\\.'."
             )
-    if not widths:
-        raise ValueError(
-            f"tie={config.tie!r} matches none of the {len(targets)} target layers, e.g. {next(iter(targets), None)!r}."
-        )
-    if others and any(not isinstance(module, FeatureLayer) for module in targets.values()):
-        raise ValueError(f"With tie, every adapter of a model adapts the same layers; {others[0]!r} adapts others.")
+    alpha = getattr(config, "lora_alpha", getattr(config, "alpha", None))
+    for name, default in (("rank_pattern", getattr(config, "r", None)), ("alpha_pattern", alpha)):
+        patterns = getattr(config, name, None) or {}
+        values = {path: patterns.get(get_pattern_key(list(patterns), path), default) for path in group}
+        for path, value in values.items():
+            if value != values[first]:
+                raise ValueError(
+                    f"{name} gives {value} to {path} and {values[first]} to {first}, but tie={config.tie!r} makes them "
+                    f"share one adapter ({_and(group)}). Give them the same value, or tie them to other layers."
+                )
+
+
+def _base(module: nn.Module) -> nn.Module:
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def _and(paths: list[str]) -> str:
+    return some(paths, limit=4)
 
 
 def adaptable(config: Any, model: nn.Module) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, ClassVar, cast
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 
+from xadapt.errors import did_you_mean
 from xadapt.peft_internals import PeftType
 from xadapt.version import __version__
 
 from .refusals import check_options
+
+# What people call options of PEFT's that have another name there.
+COMMON_NAMES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules"}
 
 
 def rank_error(name: str, rank: object) -> ValueError:
@@ -31,23 +34,41 @@ class FeatureConfig:
     )
 
     type_name: ClassVar[str]  # the PEFT type
-    low_rank: ClassVar[bool] = False  # r is the rank of the update, so r above the layer's width is a mistake
+    ranks: ClassVar[tuple[str, ...]] = ()  # the options that are ranks: none is 0, or above the layer's width
+    low_rank: ClassVar[bool] = False  # whether that is the update's rank: above the features adapted, it adds nothing
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         # Late, since it imports this module; here, since unpickling in a fresh process comes by as well.
         import_module("xadapt_feature.register")
-        known = [f.name for f in dataclasses.fields(cls) if f.init]
         for name in kwargs:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}."
+            if name not in {f.name for f in dataclasses.fields(cls) if f.init}:
                 # PEFT recognises a config of a newer version by the first half of this sentence.
-                raise TypeError(f"{cls.__name__}.__init__() got an unexpected keyword argument {name!r}; {hint}")
+                raise TypeError(
+                    f"{cls.__name__}.__init__() got an unexpected keyword argument {name!r}; {cls._instead_of(name)}"
+                )
         return super().__new__(cls)
 
+    @classmethod
+    def _instead_of(cls, name: str) -> str:
+        """What to write in the place of an option that does not exist."""
+        options = [f.name for f in dataclasses.fields(cls) if f.init]
+        common = {f.name for f in dataclasses.fields(PeftConfig)}
+        known = sorted(options, key=common.__contains__)  # what is the method's own comes first
+        side = getattr(cls, "space", None)
+        if name == "space" and isinstance(side, str):
+            other = {"input": "output", "output": "input"}[side]
+            return (
+                f"{cls.__name__} is for {side} space. For {other} space use {other.capitalize()}AdaConfig, or "
+                f"feature_space(config, {other!r})."
+            )
+        if name == "tie":
+            return "tie is for input space only, where layers can read the same features: InputAdaConfig has it."
+        if COMMON_NAMES.get(name) in known:
+            return f"Did you mean {COMMON_NAMES[name]!r}?"
+        return did_you_mean(name, known, limit=8)
+
     def __post_init__(self) -> None:
-        if self.low_rank:
-            self._check_ranks()
+        self._check_ranks()
         check_options(self)  # before PEFT asks for whatever else a refused option needs
         super().__post_init__()  # type: ignore[misc]  # the PEFT config's
         cast(Any, self).peft_type = PeftType(self.type_name)
@@ -55,8 +76,11 @@ class FeatureConfig:
             self.xadapt_version = __version__
 
     def _check_ranks(self) -> None:
-        ranks = {"r": getattr(self, "r", 1)}
-        for pattern, rank in (getattr(self, "rank_pattern", None) or {}).items():
+        ranks = {name: getattr(self, name) for name in self.ranks}
+        patterns = getattr(self, "rank_pattern", None) if ranks else None
+        for pattern, rank in (patterns or {}).items():
+            if isinstance(rank, list):  # AdaLoRA's: which of the ranks are kept
+                continue
             ranks[f"rank_pattern[{pattern!r}]"] = rank
         for name, rank in ranks.items():
             if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
@@ -78,13 +102,21 @@ class InputConfig(FeatureConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for pattern in [self.tie] if isinstance(self.tie, str) else self.tie or []:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(
-                    f"tie={pattern!r} is no regular expression ({error}); it could be r'attn2\\.to_[kv]$'."
-                ) from None
+        if self.tie is not None:
+            for pattern in self.tie if isinstance(self.tie, (list, tuple)) else [self.tie]:
+                _check_pattern(pattern)
+
+
+def _check_pattern(pattern: object) -> None:
+    example = r"it could be r'attn2\.to_[kv]$'"
+    if not isinstance(pattern, str):
+        raise TypeError(f"tie takes a regular expression or a list of them, got {pattern!r}; {example}.")
+    if not pattern:
+        raise ValueError(f"tie={pattern!r} matches every layer; say which ones read the same features, {example}.")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"tie={pattern!r} is no regular expression ({error}); {example}.") from None
 
 
 @dataclass
@@ -110,6 +142,7 @@ class InputAdaConfig(InputConfig, LoraConfig):
     """
 
     type_name: ClassVar[str] = "INPUT_ADA"
+    ranks: ClassVar[tuple[str, ...]] = ("r",)
     low_rank: ClassVar[bool] = True
 
 
@@ -127,4 +160,5 @@ class OutputAdaConfig(OutputConfig, LoraConfig):
     """
 
     type_name: ClassVar[str] = "OUTPUT_ADA"
+    ranks: ClassVar[tuple[str, ...]] = ("r",)
     low_rank: ClassVar[bool] = True

@@ -3,6 +3,9 @@
 PEFT's LoRA keeps the layer's input x and the r-wide h = Ax for the backward pass. The functions here keep no more than
 that. In output space this takes a step: ∂A = ghᵀy with y = Wx + b, but also ∂A = (ghᵀx)Wᵀ + (Σgh)bᵀ. So either x, which
 neighbouring layers share, or y is enough, and the narrower of the two is kept.
+
+What is kept of the intermediate results (h, y) has no history, so where the backward pass is itself recorded
+(`create_graph=True`) it is calculated again, or handed out as a second output, by which autograd knows it.
 """
 
 from __future__ import annotations
@@ -11,11 +14,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from xadapt.peft_internals import HostedLayer, LoraLinear
 
 from .spaces import Space
+from .torch_internals import is_transformed
 
 
 class _Residual(torch.autograd.Function):
@@ -30,9 +33,10 @@ class _Residual(torch.autograd.Function):
         return torch.addmm(wide, h, b.to(dtype).T, alpha=scaling).to(x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, h, a, b = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            h = x.to(ctx.dtype) @ a.to(ctx.dtype).T
         g = grad.to(ctx.dtype)
         gh = (g @ b.to(ctx.dtype)) * ctx.scaling
         grad_x = torch.addmm(g, gh, a.to(ctx.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
@@ -55,10 +59,11 @@ class _InputLinear(torch.autograd.Function):
         return nn.functional.linear(torch.addmm(x, h, b.T, alpha=scaling), w, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, h, w, a, b = ctx.saved_tensors
         needs_x, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            h = x @ a.T
         on_weight = _cheaper_on_the_weight(x, w)
         gz = grad @ w if needs_x or not on_weight else grad
         gh = (grad @ (w @ b) if on_weight else gz @ b) * ctx.scaling
@@ -66,7 +71,9 @@ class _InputLinear(torch.autograd.Function):
         grad_b = None
         if needs_b:
             grad_b = (w.T @ (grad.T @ h) if on_weight else gz.T @ h).mul_(ctx.scaling)
-        grad_x = gz.addmm_(gh, a) if needs_x else None  # last, since it writes into gz
+        grad_x = None
+        if needs_x:  # last, since it writes into gz
+            grad_x = torch.addmm(gz, gh, a) if torch.is_grad_enabled() else gz.addmm_(gh, a)
         return grad_x, None, None, grad_a, grad_b, None
 
 
@@ -80,27 +87,36 @@ class _OutputLinear(torch.autograd.Function):
     """z = y + s (y Aᵀ) Bᵀ with y = x Wᵀ + bias, for a frozen W (o, i) and x (n, i), all of one dtype."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+    ) -> Tensor | tuple[Tensor, Tensor]:
         y = nn.functional.linear(x, w, bias)
         h = y @ a.T
         narrows = w.shape[0] < w.shape[1]  # then y is the smaller of the two tensors that ∂A can be had from
         ctx.save_for_backward(y if narrows else x, h, w, bias, a, b)
         ctx.scaling, ctx.narrows = scaling, narrows
-        return torch.addmm(y, h, b.T, alpha=scaling) if narrows else y.addmm_(h, b.T, alpha=scaling)
+        ctx.set_materialize_grads(False)
+        return (torch.addmm(y, h, b.T, alpha=scaling), y) if narrows else y.addmm_(h, b.T, alpha=scaling)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, grad_y: Tensor | None = None) -> tuple[Tensor | None, ...]:
         kept, h, w, bias, a, b = ctx.saved_tensors
+        needs_x, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
+        grad_x = None if grad_y is None or not needs_x else grad_y @ w  # there is one in a second backward pass only
+        grad_a = grad_b = None
+        if grad is None:
+            return grad_x, None, None, None, None, None
+        if torch.is_grad_enabled():
+            h = (kept if ctx.narrows else nn.functional.linear(kept, w, bias)) @ a.T
         gh = (grad @ b) * ctx.scaling
-        grad_x = grad_a = grad_b = None
-        if ctx.needs_input_grad[0]:
-            grad_x = torch.addmm(grad, gh, a) @ w
-        if ctx.needs_input_grad[3]:
+        if needs_x:
+            through = torch.addmm(grad, gh, a) @ w
+            grad_x = through if grad_x is None else grad_x + through
+        if needs_a:
             grad_a = gh.T @ kept
             if not ctx.narrows:
                 grad_a = grad_a @ w.T if bias is None else torch.addr(grad_a @ w.T, gh.sum(0), bias)
-        if ctx.needs_input_grad[4]:
+        if needs_b:
             grad_b = (grad.T @ h).mul_(ctx.scaling)
         return grad_x, None, None, grad_a, grad_b, None
 
@@ -111,11 +127,14 @@ def fused_forward(space: Space, base: nn.Module, hosted: HostedLayer, x: Tensor)
     if factors is None:
         return None
     a, b, scaling = factors
+    if is_transformed(x, a, b):
+        return None
     autocast = torch.is_autocast_enabled(x.device.type)
     if not autocast and _is_frozen_linear(base) and x.dtype == base.weight.dtype == a.dtype:
         whole = _InputLinear if space.name == "input" else _OutputLinear
-        out = whole.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, scaling)
-        return cast(Tensor, out).view(*x.shape[:-1], out.shape[-1])
+        outs = whole.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, scaling)
+        out = cast(Tensor, outs[0] if isinstance(outs, tuple) else outs)
+        return out.view(*x.shape[:-1], out.shape[-1])
     return space.forward(base, lambda z: _residual(z, a, b, scaling, autocast), x)
 
 

@@ -11,7 +11,6 @@ HOSTS: tuple[str, ...] = (
     "DELORA",
     "FOURIERFT",
     "GRALORA",
-    "HIRA",
     "HRA",
     "IA3",
     "LOHA",
@@ -19,15 +18,16 @@ HOSTS: tuple[str, ...] = (
     "MISS",
     "OFT",
     "PEANUT",
-    "PSOFT",
     "PVERA",
     "RANDLORA",
     "ROAD",
     "SHIRA",
-    "SUPERTUNING",
-    "TINYLORA",
     "UNILORA",
     "VBLORA",
     "VERA",
     "WAVEFT",
 )
+
+# The options of a method that are ranks, where it is not just `r`. OFT's r is a number of blocks, 0 where their size is
+# given; LoKr takes one above the width for factors that are whole matrices.
+RANKS: dict[str, tuple[str, ...]] = {"ADALORA": ("init_r", "target_r"), "OFT": (), "LOKR": ()}

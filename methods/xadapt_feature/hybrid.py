@@ -38,6 +38,7 @@ class HybridAdaConfig(FeatureConfig, LoraConfig):
     feature_r: int = field(default=1, metadata={"help": "How much of the rank r acts in the feature space."})
 
     type_name: ClassVar[str] = "HYBRID_ADA"
+    ranks: ClassVar[tuple[str, ...]] = ("r",)
     low_rank: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from typing import Any, cast
 
 import torch
@@ -23,8 +24,8 @@ from .fused import fused_forward
 from .identity import IdentityLinear
 from .spaces import Space
 
-# Arguments that PEFT's forward hooks add to a layer's call; they are the adapter's, not the base layer's.
-ADAPTER_ARGUMENTS = ("adapter_names", "alora_offsets")
+# What PEFT's forward hooks add to a layer's call; it is for the adapter, not for the base layer.
+ADAPTER_ARGUMENTS = ("adapter_names",)
 
 
 class FeatureLayer(nn.Module, BaseTunerLayer):
@@ -33,7 +34,7 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
     Args:
         base_layer: linear, convolution, embedding or quantised linear. It is called, never copied.
         space: the side of the base layer on which Φ stands.
-        phi_name: the name of the child that holds the hosted layer, `<peft type in lower case>_phi`.
+        phi_name: the name of the child that holds the hosted layer, see `register.py`.
         backend: PEFT's quantisation backend of the base layer, if it is quantised.
 
     Raises:
@@ -223,11 +224,20 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
         base = self.base
         weight, bias = base.read(), base.bias
         bias = None if bias is None else bias.detach().to(weight.dtype)
-        if self._added is not None:
-            weight = weight - self._added.matrix.tensor().view(weight.shape)
-            if bias is not None and self._added.bias is not None:
-                bias = bias - self._added.bias
+        added = self._added_beside(weight)
+        if added is not None:
+            weight = weight - added.matrix.tensor().view(weight.shape)
+            if bias is not None and added.bias is not None:
+                bias = bias - added.bias
         return weight, bias
+
+    def _added_beside(self, weight: Tensor) -> Update | None:
+        """What merging has added, where the layer is now: it may have been moved, or cast, since."""
+        if self._added is None:
+            return None
+        matrix, bias = self._added.matrix, self._added.bias
+        parts = {part.name: getattr(matrix, part.name).to(weight) for part in fields(matrix)}
+        return Update(replace(matrix, **parts), None if bias is None else bias.to(weight))
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """The update of the base weight, in the layout that the base layer stores (for PEFT's `convert_to_lora`)."""
@@ -247,7 +257,7 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
         """Fold Φ into the base layer. Adapters add up, whether merged at once or one after another.
 
         Args:
-            safe_merge: check the result for NaN and infinity before anything is changed.
+            safe_merge: look at the merged weight for NaN and infinity as well, not at the update alone.
             adapter_names: the adapters to merge; by default the active ones.
 
         Raises:
@@ -258,7 +268,7 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
             return
         merged = [*self.merged_adapters, *names]
         added, weight = self._checked(merged, safe_merge)
-        self._replace_added(added, weight.shape)
+        self._replace_added(added, weight, merged)
         self.merged_adapters = merged
 
     @torch.no_grad()
@@ -278,13 +288,14 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
         added = self.folded(adapter_names, weight, bias)
         if added.bias is not None:
             self.base.check_constant(self.space)
-        if safe_merge:
+        # A weight that NaN has been added to cannot be had back. The factors are looked at here, which costs nothing;
+        # a product of finite ones that is not finite is found before the layer is written to.
+        finite = _is_finite(*(getattr(added.matrix, part.name) for part in fields(added.matrix)), added.bias)
+        if finite and safe_merge:
             update = added.matrix.tensor().view(weight.shape)
-            finite = update.isfinite().all() and (added.bias is None or added.bias.isfinite().all())
-            if not (finite and (weight + update).isfinite().all()):
-                raise ValueError(
-                    f"NaNs detected in the merged weights. The adapter {adapter_names[-1]} seems to be broken"
-                )
+            finite = _is_finite(update, weight + update)
+        if not finite:
+            raise _broken(adapter_names)
         return added, weight
 
     @torch.no_grad()
@@ -293,13 +304,15 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        self._replace_added(None, self.base.read().shape)
+        self._replace_added(None, self.base.read())
         self.merged_adapters = []
 
-    def _replace_added(self, added: Update | None, shape: torch.Size) -> None:
+    def _replace_added(self, added: Update | None, weight: Tensor, adapter_names: Sequence[str] = ()) -> None:
         """One write of the difference between what is to be added and what has been."""
-        base, old = self.base, self._added
+        base, old = self.base, self._added_beside(weight)
         matrix, bias = (None, None) if added is None else (added.matrix.tensor(), added.bias)
+        if matrix is not None and not _is_finite(matrix):
+            raise _broken(adapter_names)
         if old is not None:
             matrix = -old.matrix.tensor() if matrix is None else matrix - old.matrix.tensor()
             if old.bias is not None:
@@ -307,5 +320,13 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
         if bias is not None:
             base.add_bias(bias)
         if matrix is not None:
-            base.add(matrix.view(shape))
+            base.add(matrix.view(weight.shape))
         self._added = added
+
+
+def _is_finite(*tensors: Tensor | None) -> bool:
+    return all(tensor is None or bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _broken(adapter_names: Sequence[str]) -> ValueError:
+    return ValueError(f"NaNs detected in the merged weights. The adapter {adapter_names[-1]} seems to be broken")

@@ -30,6 +30,13 @@ PEFT_TYPES = {
     "GLORA": "it rescales the base weight and bias themselves",
     "OSF": "it trains the small singular directions of the base weight, and the identity has none",
     "FROD": "its projections are decompositions of the base weights, and every identity decomposes alike",
+    "HIRA": "it multiplies the base weight entry by entry, and of an identity only the diagonal is not zero",
+    "PSOFT": "it turns the first singular vectors of the base weight, which of an identity are its first r features",
+    "TINYLORA": "it mixes the first singular vectors of the base weight, which of an identity are its first r features",
+    "SUPERTUNING": (
+        "it trains the largest entries of the base weight, which of an identity are its diagonal; the LoRA that its r adds "
+        "is InputAdaConfig and OutputAdaConfig"
+    ),
     "SHADOW": "it runs a second model beside the base, not an adapter on a layer",
     "POLY": "it routes between LoRAs by task ids that a layer does not see",
     "XLORA": "it mixes finished LoRAs by a classifier over the whole model",

@@ -24,11 +24,12 @@ from xadapt.peft_internals import (
 
 from .config import FeatureConfig, InputAdaConfig, InputConfig, OutputAdaConfig, OutputConfig
 from .full import FullAdaConfig, FullModel
-from .hosts import HOSTS
+from .hosts import HOSTS, RANKS
 from .hybrid import HybridAdaConfig, HybridLayer, HybridTuner
 from .layer import FeatureLayer
+from .nesting import refuse_nesting
 from .tie import TiedLayer
-from .tuner import FeatureTuner, poses_as
+from .tuner import FeatureTuner, poses_as, refuse_mixed_batches
 
 # The config class of each hosted PEFT method in each space: (space, PEFT type of the method) -> class.
 CONFIGS: dict[tuple[str, str], type[FeatureConfig]] = {}
@@ -44,24 +45,26 @@ def _publish(cls: type) -> None:
 def _register(
     config_cls: type[FeatureConfig],
     hosted_tuner: type[BaseTuner],
+    phi_name: str,
     tuner: type[FeatureTuner] = FeatureTuner,
     layer: type[FeatureLayer] = FeatureLayer,
 ) -> None:
     """Make PEFT know `config_cls`, with a tuner that puts `tuner` before the one of the hosted method."""
     name = config_cls.type_name
-    phi_name = name.lower() + "_phi"
     # How the adapter's keys go on behind the layer's path. transformers inserts the adapter's name behind the one
     # component that this ends in: q_proj.input_ada_phi.lora_A.<adapter>.weight.
     prefix = f"{phi_name}.{hosted_tuner.prefix}"
     layer_cls = poses_as(hosted_tuner.tuner_layer_cls, config_cls.__name__.replace("Config", "Linear"), layer)
     tied_cls = type("Tied" + layer_cls.__name__, (TiedLayer, layer_cls), {})
-    members = {
+    members: dict[str, Any] = {
         "prefix": prefix,
         "phi_name": phi_name,
         "tuner_layer_cls": layer_cls,
         "layer_cls": layer_cls,
         "tied_cls": tied_cls,
     }
+    if not hasattr(hosted_tuner, "_enable_peft_forward_hooks"):
+        members["_enable_peft_forward_hooks"] = refuse_mixed_batches
     tuner_cls = type(config_cls.__name__.replace("Config", "Model"), (tuner, hosted_tuner), members)
     _publish(layer_cls)
     _publish(tied_cls)
@@ -73,6 +76,7 @@ def _register(
 def _hosted_config(space: type[FeatureConfig], peft_type: str, hosted: type[PeftConfig]) -> type[FeatureConfig]:
     """The config of a PEFT method in a space, e.g. InputLoHaConfig from LoHaConfig."""
     side = cast(Any, space).space
+    takes = {field.name for field in dataclasses.fields(cast(Any, hosted))}
     made = type(
         side.capitalize() + hosted.__name__,
         (space, hosted),
@@ -80,6 +84,7 @@ def _hosted_config(space: type[FeatureConfig], peft_type: str, hosted: type[Peft
             "__annotations__": {},
             "__doc__": f"{hosted.__name__} in {side} space: each of its options keeps its name and meaning.",
             "type_name": f"{side.upper()}_ADA_{peft_type}",
+            "ranks": RANKS.get(peft_type, ("r",) if "r" in takes else ()),
         },
     )
     _publish(made)
@@ -98,14 +103,18 @@ def _register_all() -> None:
     for space, lora_config in ((InputConfig, InputAdaConfig), (OutputConfig, OutputAdaConfig)):
         side = cast(Any, space).space
         CONFIGS[side, "LORA"] = lora_config
-        _register(lora_config, tuner_of[PeftType.LORA])
+        _register(lora_config, tuner_of[PeftType.LORA], f"{side}_ada_phi")
         _make_hotswappable(lora_config)
         for peft_type in HOSTS:
             hosted = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type)]
             CONFIGS[side, peft_type] = _hosted_config(space, peft_type, hosted)
-            _register(CONFIGS[side, peft_type], tuner_of[PeftType(peft_type)])
-    _register(HybridAdaConfig, tuner_of[PeftType.LORA], HybridTuner, HybridLayer)
-    _register(FullAdaConfig, FullModel)
+            # It starts as the type does, by which transformers knows an adapter's keys, and holds no prefix of PEFT's:
+            # AdaLoRA's rank allocator takes every parameter with "lora_" in its name for one of its own.
+            phi_name = f"{side}_ada_{peft_type.lower()}"
+            _register(CONFIGS[side, peft_type], tuner_of[PeftType(peft_type)], phi_name)
+    _register(HybridAdaConfig, tuner_of[PeftType.LORA], "hybrid_ada_phi", HybridTuner, HybridLayer)
+    _register(FullAdaConfig, FullModel, "full_ada_phi")
 
 
 _register_all()
+refuse_nesting()

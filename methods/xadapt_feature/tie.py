@@ -7,10 +7,10 @@ states. What an adapter learns about those features is one thing, so it can be o
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from xadapt.peft_internals import HostedLayer, onload_layer
 from xadapt.update import Update
@@ -29,6 +29,23 @@ def tie_key(tie: str | list[str] | None, path: str) -> tuple[str | None, ...] | 
         if match is not None:
             return (pattern, *match.groups())
     return None
+
+
+def groups_of(tie: str | list[str] | None, paths: Iterable[str]) -> list[list[str]]:
+    """The layers that are to share an adapter; one that shares with none is a group of its own."""
+    groups: dict[object, list[str]] = {}
+    for path in paths:
+        groups.setdefault(tie_key(tie, path) or path, []).append(path)
+    return list(groups.values())
+
+
+def tied_groups(model: nn.Module) -> dict[str, list[str]]:
+    """For each layer that is adapted, those that share its adapter, itself included."""
+    groups: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, FeatureLayer):
+            groups.setdefault(id(module.hosted), []).append(path)
+    return {path: group for group in groups.values() for path in group}
 
 
 class TiedLayer(FeatureLayer):

@@ -47,33 +47,34 @@ class FeatureTuner(BaseTuner):
         config = self.peft_config[adapter_name]
         layers = [module for module in model.modules() if isinstance(module, FeatureLayer)]
         is_new = not any(adapter_name in layer._get_available_adapters() for layer in layers)
+        if getattr(config, "tie", None):
+            kwargs["state_dict"] = None  # its keys name the leaders only; the config names all of the layers
         targets: dict[str, nn.Module] = {}
+        emptied = _unwrap_emptied(model)
+        self._leaders: dict[tuple[str | None, ...], FeatureLayer] = {}
         try:
             targets = self._targets(config, model, kwargs.get("state_dict"))
             for path, module in targets.items():
                 self._check_target(config, path, module)
-            if getattr(config, "tie", None):
-                check_tie(config, targets, [name for name in self.peft_config if name != adapter_name])
-                # Keys of a tied adapter name the leaders only; the config names all of its layers.
-                kwargs["state_dict"] = None
+            check_tie(config, targets, model)
+            _keep_base_out(config, targets)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-        except NoMatchingPeftModuleError as error:
-            if is_new:
-                self._take_back(model, adapter_name, {})
-            raise NoMatchingPeftModuleError(f"{error} {adaptable(config, model)}") from None
-        except BaseException:
+        except BaseException as error:
             if is_new:
                 self._take_back(model, adapter_name, targets)
+            _put(model, emptied)
+            if isinstance(error, NoMatchingPeftModuleError):
+                raise NoMatchingPeftModuleError(f"{error} {adaptable(config, model)}") from None
             raise
+        finally:
+            self._leaders = {}
 
     def _take_back(self, model: nn.Module, adapter_name: str, targets: dict[str, nn.Module]) -> None:
         """Leave no trace of an adapter that could not be injected."""
-        for path, module in targets.items():
+        for module in targets.values():
             if isinstance(module, FeatureLayer):
                 module.delete_adapter(adapter_name)
-            else:
-                parent, _, name = path.rpartition(".")
-                setattr(model.get_submodule(parent), name, module)
+        _put(model, {path: module for path, module in targets.items() if not isinstance(module, FeatureLayer)})
         for name, shared in self.named_children():  # tensors that layers share (VeRA, VB-LoRA ...)
             if name != "model" and adapter_name in getattr(shared, "keys", tuple)():
                 del cast(Any, shared)[adapter_name]
@@ -114,11 +115,6 @@ class FeatureTuner(BaseTuner):
                 raise ValueError(
                     f"Adapter {name!r} acts in {other.space} space, the new one in {config.space} space. Train both in "
                     "one space, or merge the first."
-                )
-            if getattr(other, "tie", None) != getattr(config, "tie", None):
-                raise ValueError(
-                    f"All adapters of a model tie the same layers: {name!r} has tie={getattr(other, 'tie', None)!r}, "
-                    f"the new one tie={getattr(config, 'tie', None)!r}."
                 )
 
     def _add_targets_to_tie(self, peft_config: Any, tied_weight_keys: list[str]) -> None:
@@ -183,11 +179,10 @@ class FeatureTuner(BaseTuner):
         key = tie_key(getattr(config, "tie", None), path)
         if key is None:
             return self.layer_cls(*arguments)
-        leaders = self.__dict__.setdefault("_leaders", {})
-        if key in leaders:
-            return self.tied_cls(leaders[key], *arguments)
-        leaders[key] = self.layer_cls(*arguments)
-        return cast(FeatureLayer, leaders[key])
+        if key in self._leaders:
+            return self.tied_cls(self._leaders[key], *arguments)
+        self._leaders[key] = self.layer_cls(*arguments)
+        return self._leaders[key]
 
     def _host(self, config: Any, adapter_name: str, layer: FeatureLayer, path: str) -> None:
         """Let PEFT put its layer on the identity, or add an adapter to the layer that it has put there."""
@@ -281,6 +276,47 @@ class FeatureTuner(BaseTuner):
         return cast(
             "tuple[Tensor, Tensor]", combine(combination_type, adapters, weights, new_rank, hosted, *args, **kw)
         )
+
+
+def _keep_base_out(config: Any, targets: dict[str, nn.Module]) -> None:
+    """Have PEFT save an adapted embedding's adapter, and the base's weight beside it only when asked to.
+
+    With save_embedding_layers="auto", its default, PEFT would store the source's weight as well, and loading would
+    overwrite a sibling's with it. Where token rows are named, even none, "auto" goes by the size of the vocabulary alone.
+    """
+    embeddings = ("embed_tokens", "lm_head")  # the names that "auto" looks for
+    adapts_one = any(path.rpartition(".")[-1] in embeddings for path in targets)
+    if adapts_one and getattr(config, "trainable_token_indices", None) is None:
+        config.trainable_token_indices = {}
+
+
+def _unwrap_emptied(model: nn.Module) -> dict[str, nn.Module]:
+    """Take away the layers whose adapters have all been deleted, so that none of them (a tie, a space) is inherited."""
+    emptied: dict[str, nn.Module] = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, FeatureLayer) and not module._get_available_adapters() and not module.merged
+    }
+    _put(model, {path: cast(FeatureLayer, layer).base_layer for path, layer in emptied.items()})
+    return emptied
+
+
+def _put(model: nn.Module, modules: dict[str, nn.Module]) -> None:
+    for path, module in modules.items():
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, module)
+
+
+@contextmanager
+def refuse_mixed_batches(self: BaseTuner, *args: Any, **kwargs: Any) -> Iterator[None]:
+    """PEFT's `_enable_peft_forward_hooks` for methods that have none: they would take no notice of `adapter_names`."""
+    if kwargs.get("adapter_names") is not None:
+        raise ValueError(
+            f"adapter_names={kwargs['adapter_names']!r}: {type(self).__name__} cannot give each row of a batch an "
+            "adapter of its own. Run the rows apart, with set_adapter or disable_adapter between them; adapters of "
+            "InputAdaConfig, OutputAdaConfig and HybridAdaConfig can be mixed in a batch."
+        )
+    yield
 
 
 def poses_as(layer_cls: type[BaseTunerLayer], name: str, base: type[FeatureLayer] = FeatureLayer) -> type[FeatureLayer]:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from xadapt.cli import export, inspect, merge, methods
+from xadapt.errors import did_you_mean
 from xadapt.version import __version__
 
 VERBS = (inspect, export, merge, methods)
