@@ -1,4 +1,4 @@
-"""Hybrid adaptation (paper 002, Eq. 6) and full adaptation, against their formulas written out."""
+"""Hybrid adaptation (Revisit Model Adaptation, Eq. 6) and full adaptation, against their formulas written out."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from torch import nn
 from xadapt import registry
 from xadapt.errors import did_you_mean, some
 from xadapt.finite import is_finite
+from xadapt.provenance import tell_of_the_base
 from xadapt.rehearsal import rehearse
 from xadapt.version import __version__
 
@@ -67,6 +68,7 @@ def load(
         )
     _check_base_weights(model, folder)
     rehearse(model, folder, adapter_name)
+    tell_of_the_base(model, folder)
     if isinstance(model, PeftModel):
         model.load_adapter(folder, adapter_name, **options)
         return model

@@ -1,4 +1,4 @@
-"""Input, output, hybrid and full adaptation: any PEFT method in feature space (paper 002), as PEFT tuners.
+"""Input, output, hybrid and full adaptation: any PEFT method in feature space (Revisit Model Adaptation from Parameters to Features), as PEFT tuners.
 
 Importing this package costs nothing; its names load PEFT and torch on first use.
 """

@@ -14,7 +14,7 @@ from .spaces import get_space
 
 
 def feature_space(config: PeftConfig, space: str, **options: Any) -> PeftConfig:
-    """The same PEFT method with the same options, acting on the input or output features (paper 002, Eq. 4).
+    """The same PEFT method with the same options, acting on the input or output features (Revisit Model Adaptation, Eq. 4).
 
     Args:
         config: the config of a PEFT method, e.g. `LoHaConfig(r=8, target_modules=["q_proj"])`. It is not changed.

@@ -32,6 +32,10 @@ class FeatureConfig:
     xadapt_version: str | None = field(
         default=None, metadata={"help": "The xadapt version that wrote this; leave empty to fill in."}
     )
+    base_fingerprint: dict[str, str] | None = field(
+        default=None,
+        metadata={"help": "What the adapted layers of the base looked like; filled in when it is attached."},
+    )
 
     type_name: ClassVar[str]  # the PEFT type
     ranks: ClassVar[tuple[str, ...]] = ()  # the options that are ranks: none is 0, or above the layer's width
@@ -72,6 +76,8 @@ class FeatureConfig:
         check_options(self)  # before PEFT asks for whatever else a refused option needs
         super().__post_init__()  # type: ignore[misc]  # the PEFT config's
         cast(Any, self).peft_type = PeftType(self.type_name)
+        # A config from a file keeps the fingerprint of the base it was trained on, wherever it is attached.
+        self.is_new = self.xadapt_version is None
         if self.xadapt_version is None:
             self.xadapt_version = __version__
 
@@ -89,7 +95,7 @@ class FeatureConfig:
 
 @dataclass
 class InputConfig(FeatureConfig):
-    """Y = X Φ W (paper 002, Eq. 4b)."""
+    """Y = X Φ W (Revisit Model Adaptation, Eq. 4b)."""
 
     tie: str | list[str] | None = field(
         default=None,
@@ -121,14 +127,14 @@ def _check_pattern(pattern: object) -> None:
 
 @dataclass
 class OutputConfig(FeatureConfig):
-    """Y = X W Φ (paper 002, Eq. 4c)."""
+    """Y = X W Φ (Revisit Model Adaptation, Eq. 4c)."""
 
     space: ClassVar[str] = "output"
 
 
 @dataclass
 class InputAdaConfig(InputConfig, LoraConfig):
-    """Input adaptation, y = W(x + s·BAx) + b: a LoRA of the layer's input features (paper 002, Eq. 2).
+    """Input adaptation, y = W(x + s·BAx) + b: a LoRA of the layer's input features (Revisit Model Adaptation, Eq. 2).
 
     Takes every option of `LoraConfig` with its name and meaning, and `tie`. A is (r, in_features), B is
     (in_features, r), s is lora_alpha/r, or lora_alpha/√r with use_rslora.
@@ -148,7 +154,7 @@ class InputAdaConfig(InputConfig, LoraConfig):
 
 @dataclass
 class OutputAdaConfig(OutputConfig, LoraConfig):
-    """Output adaptation, y = Φ(Wx + b) with Φ = I + s·BA: a LoRA of the layer's output features (paper 002, Eq. 2).
+    """Output adaptation, y = Φ(Wx + b) with Φ = I + s·BA: a LoRA of the layer's output features (Revisit Model Adaptation, Eq. 2).
 
     Takes every option of `LoraConfig` with its name and meaning. A is (r, out_features), B is (out_features, r).
     Φ moves the bias too.

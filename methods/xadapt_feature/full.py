@@ -1,4 +1,4 @@
-"""Full adaptation: Φ = I + A with A a whole matrix, zero at the start (paper 002, §3.3 "including full fine-tuning")."""
+"""Full adaptation: Φ = I + A with A a whole matrix, zero at the start (Revisit Model Adaptation, §3.3 "including full fine-tuning")."""
 
 from __future__ import annotations
 

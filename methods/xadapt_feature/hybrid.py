@@ -1,4 +1,4 @@
-"""Hybrid adaptation (paper 002, Eq. 6): a part of the rank in feature space, the rest on the weight as in LoRA."""
+"""Hybrid adaptation (Revisit Model Adaptation, Eq. 6): a part of the rank in feature space, the rest on the weight as in LoRA."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .tuner import FeatureTuner
 
 @dataclass
 class HybridAdaConfig(FeatureConfig, LoraConfig):
-    """y = W(x + s·B₁A₁x) + s·B₂A₂x + b, or y = Φ(Wx + b) + s·B₂A₂x (paper 002, Eq. 6).
+    """y = W(x + s·B₁A₁x) + s·B₂A₂x + b, or y = Φ(Wx + b) + s·B₂A₂x (Revisit Model Adaptation, Eq. 6).
 
     `r` is the rank in total, `feature_r` of it acts in the feature space; both parts have the scaling of rank `r`.
     Takes every other option of `LoraConfig` except rank_pattern and alpha_pattern.

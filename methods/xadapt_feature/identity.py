@@ -1,4 +1,4 @@
-"""The stand-in linears on which PEFT's own layers are hosted (paper 002, Eq. 4: Φθ applied to an identity layer)."""
+"""The stand-in linears on which PEFT's own layers are hosted (Revisit Model Adaptation, Eq. 4: Φθ applied to an identity layer)."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ ADAPTER_ARGUMENTS = ("adapter_names",)
 
 
 class FeatureLayer(nn.Module, BaseTunerLayer):
-    """y = W Φ(x) + b or y = Φ(W x + b), where Φ is a PEFT layer hosted on an identity linear (paper 002, Eq. 4).
+    """y = W Φ(x) + b or y = Φ(W x + b), where Φ is a PEFT layer hosted on an identity linear (Revisit Model Adaptation, Eq. 4).
 
     Args:
         base_layer: linear, convolution, embedding or quantised linear. It is called, never copied.

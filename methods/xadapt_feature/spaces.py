@@ -1,4 +1,4 @@
-"""The two feature spaces: on which side of the base layer Φ stands (paper 002, Eq. 2-4)."""
+"""The two feature spaces: on which side of the base layer Φ stands (Revisit Model Adaptation, Eq. 2-4)."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
+from xadapt.fingerprint import layer_print
 from xadapt.peft_internals import (
     BaseTuner,
     BaseTunerLayer,
@@ -44,7 +45,7 @@ class FeatureTuner(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT's, after every target has been checked; where it fails all the same, what it did is taken back."""
-        config = self.peft_config[adapter_name]
+        config = cast(Any, self.peft_config[adapter_name])
         layers = [module for module in model.modules() if isinstance(module, FeatureLayer)]
         is_new = not any(adapter_name in layer._get_available_adapters() for layer in layers)
         if getattr(config, "tie", None):
@@ -59,6 +60,8 @@ class FeatureTuner(BaseTuner):
             check_tie(config, targets, model)
             _keep_base_out(config, targets)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+            if config.is_new:
+                config.base_fingerprint = _fingerprint(targets)
         except BaseException as error:
             if is_new:
                 self._take_back(model, adapter_name, targets)
@@ -324,3 +327,14 @@ def poses_as(layer_cls: type[BaseTunerLayer], name: str, base: type[FeatureLayer
     posing = type(name, (base,), {"__doc__": f"A {base.__name__} that hosts {layer_cls.__name__}."})
     layer_cls.register(posing)
     return cast("type[FeatureLayer]", posing)
+
+
+def _fingerprint(targets: dict[str, nn.Module]) -> dict[str, str]:
+    """What tells this base from its siblings, by layer."""
+    prints = {}
+    for path, module in targets.items():
+        layer = module.get_base_layer() if isinstance(module, FeatureLayer) else module
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, Tensor):
+            prints[path] = layer_print(weight).as_text()
+    return prints
