@@ -46,7 +46,11 @@ def _methods() -> str:
         return methods_table()
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"tiny": _tiny, "methods": _methods, "cost": _cost}
+def _export() -> str:
+    return "\n\n".join(tables_of(ROOT / "benchmarks/export/results/1b.md").values())
+
+
+SECTIONS: dict[str, Callable[[], str]] = {"tiny": _tiny, "methods": _methods, "export": _export, "cost": _cost}
 
 
 def markers(name: str) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,16 @@ class QuantisedCheckpoint:
             (weight,) = to_floats(None).convert(stored).values()
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{name!r} does not fit its scales in {name}_scale_inv ({error}).") from error
-        return cast(Tensor, weight)
+        except KeyError:
+            weight = None
+        if not isinstance(
+            weight, Tensor
+        ):  # before 5.20, transformers wants the parts under other names and hands back a list
+            raise ValueError(
+                f"{name!r} is fp8 in blocks, which this version of transformers does not de-quantise one by one: "
+                "pip install -U transformers."
+            )
+        return weight
 
 
 def _torchao_descriptions(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from benchmarks import provenance
 from benchmarks.export.checkpoints import FLUX, LLAMA, family, make_adapter, make_base
-from benchmarks.export.tasks import needed
+from benchmarks.export.tasks import COLD, needed
 from xadapt.base import CheckpointBase, open_base
 
 RANK = 16
@@ -43,9 +43,10 @@ class Case:
 def cases(slow: bool) -> list[Case]:
     """PEFT's SVD takes minutes for a few layers, so it is asked for on q and v only, and only with --slow."""
     export, merge = ("plain read", "xadapt export"), ("plain copy", "xadapt merge", "PEFT merge")
+    cold = tuple(task + COLD for task in ("plain read", "xadapt export", "plain copy", "xadapt merge"))
     svd = ("PEFT save_as_lora",) if slow else ()
     return [
-        Case("input", "all linear", (*export, *merge)),
+        Case("input", "all linear", (*export, *merge, *cold)),
         Case("output", "all linear", (*export, *merge)),
         Case("input", "q,v", (*export, *svd, *merge)),
         Case("parameter", "all linear", (*export, *merge)),
@@ -78,8 +79,14 @@ def measure(case: Case, size: str, rounds: int, work: Path) -> dict[str, Any]:
         "bytes_needed": sum(end - start for shard in places.values() for start, end in shard),
         "bytes_in_all": sum(entry.nbytes for entry in entries),
         "largest_tensor": max(entry.nbytes for entry in entries),
-        "tasks": {task: _summary(found, runs.get(YARDSTICK.get(task, ""))) for task, found in runs.items()},
+        "tasks": {task: _summary(found, runs.get(_yardstick(task))) for task, found in runs.items()},
     }
+
+
+def _yardstick(task: str) -> str:
+    """The plain task of the same temperature."""
+    plain = YARDSTICK.get(task.removesuffix(COLD), "")
+    return plain + COLD if task.endswith(COLD) else plain
 
 
 def _summary(runs: list[dict[str, float]], yardstick: list[dict[str, float]] | None) -> dict[str, Any]:
@@ -156,7 +163,7 @@ def main() -> None:
     head = (
         "# Export and merge: time beside a plain read or copy of the same bytes, memory beside the largest tensor\n\n"
         "Each task runs in a fresh process, in turns; medians. Plain read: the adapted weights only, sequentially. Plain copy: "
-        "the whole checkpoint, to the disk (fsync). Files are in the page cache. Memory is anonymous, above the interpreter "
+        "the whole checkpoint, to the disk (fsync). Files are in the page cache, except where the task says cold: then they come from the disk. Memory is anonymous, above the interpreter "
         "with everything imported; PEFT's tasks load the model in bfloat16.\n\n"
         f"`{about['command']}` on {about['hardware']['processor']}, {about['hardware']['threads_used']} threads, "
         + ", ".join(f"{name} {version}" for name, version in about["versions"].items())

@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from benchmarks.export.tasks import TASKS
+from benchmarks.export.tasks import COLD, TASKS, evict
 
 
 class PeakMemory:
@@ -46,9 +46,12 @@ def _anonymous() -> int:
 
 def main() -> None:
     name, *paths = sys.argv[1:]
+    name, is_cold = name.removesuffix(COLD), name.endswith(COLD)
     warm_base, warm_adapter, base, adapter, out = map(Path, paths)
     TASKS[name](warm_base, warm_adapter)(out.with_name(f"{out.name}-warm"))
     run = TASKS[name](base, adapter)
+    if is_cold:
+        evict(base)
     with PeakMemory() as memory:
         start = time.perf_counter()
         run(out)

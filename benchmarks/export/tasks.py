@@ -91,6 +91,20 @@ TASKS: dict[str, Callable[[Path, Path], Task]] = {
 }
 
 
+COLD = ", cold"  # after a task's name: with the base's files out of the page cache
+
+
+def evict(base: Path) -> None:
+    """Asks the kernel to drop a checkpoint's files from memory, so that they come from the disk."""
+    for shard in base.glob("*.safetensors"):
+        file = os.open(shard, os.O_RDONLY)
+        try:
+            os.fsync(file)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(file)
+
+
 def _void(result: object) -> None:
     """Drops a result."""
 
