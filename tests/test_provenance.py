@@ -77,3 +77,12 @@ def test_loading_elsewhere_is_said_once_and_changes_nothing(
     xadapt.save(model, tmp_path / "again")
     read = [json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("adapter", "again")]
     assert read[0]["base_fingerprint"] == read[1]["base_fingerprint"]
+
+
+def test_a_layer_that_this_base_lacks_is_no_matter(llama_like: MakeBase, tmp_path: Path) -> None:
+    """An adapter whose layers were renumbered for a shallower model still tells of all the layers it was trained on."""
+    xadapt.save(get_peft_model(llama_like(), InputAdaConfig(r=2, target_modules=TARGETS)), tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    config["base_fingerprint"]["model.layers.7.self_attn.q_proj"] = "32x32 float32 0123456789abcdef"
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    xadapt.load(llama_like(), tmp_path / "adapter")

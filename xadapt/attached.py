@@ -32,10 +32,12 @@ def attach(skeleton: nn.Module, config: PeftConfig, tensors: Mapping[str, Tensor
         ValueError: the adapter does not fit this model.
     """
     _hollow(skeleton)
+    config = copy.deepcopy(config)
+    config.modules_to_save = None  # type: ignore[attr-defined]  # these are no layers, and their tensors are not given
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about how it would train
         try:
-            model = PeftModel(skeleton, copy.deepcopy(config))
+            model = PeftModel(skeleton, config)
             wanted = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
             given = {PREFIX + name: tensor for name, tensor in tensors.items()}
             result: Any = set_peft_model_state_dict(model, given)
@@ -72,7 +74,10 @@ def _merged_update(layer: Any, weight: Tensor, bias: Tensor | None) -> Update:
     weight, bias = weight.to(like), None if bias is None else bias.to(like)
     base = layer.get_base_layer()
     with _holding(base, to_stored(base, weight), bias), torch.no_grad():
-        layer.merge()
+        try:
+            layer.merge()
+        except NotImplementedError as error:
+            raise ValueError(f"PEFT cannot merge this kind of adapter, {type(layer).__name__}: {error}") from error
         merged, moved = to_stored(base, base.weight.data), base.bias.data if bias is not None else None
         layer.merged_adapters.clear()
     difference = None if bias is None or moved is None else moved - bias

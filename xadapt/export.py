@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
+from math import prod
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from xadapt.contract import Adapter
 from xadapt.errors import did_you_mean, some
 from xadapt.folding import Layer, layers_of, saved_modules
 from xadapt.layouts import PlainLora, minimal_config, write_diffusers, write_kohya, write_peft
+from xadapt.layouts.writing import free_file, free_folder
 from xadapt.matrix import Dense, LowRank
 from xadapt.sources import AdapterSource, adapters_from, is_path
 from xadapt.truncate import Truncation, truncate
@@ -116,15 +118,19 @@ def export_lora(
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} is no layout. {did_you_mean(layout, LAYOUTS)}")
     to = Truncation(rank, energy)
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype}: a LoRA is written in a floating-point dtype, for example torch.bfloat16.")
     adapters = adapters_from(adapter, component, allow_pickle)
     opened = open_base(base, component=component, allow_pickle=allow_pickle) if is_path(base) else open_base(base)
     _refuse_saved_modules(adapters)
+    component = "" if layout == "peft" else _component_for(layout, component or component_name(opened))
+    (free_folder if layout == "peft" else free_file)(out, overwrite)
     layers = layers_of(adapters, opened, weights)
     options = _Options(to, dtype or _dtype(adapters), drop_bias)
     tensors = opened.weights()
     parts = list(each(lambda layer: _part(layer, tensors, options), layers, "exporting", progress))
     lora = _plain_lora(layers, parts, opened, options.dtype)
-    path = _write(lora, layout, Path(out), component or component_name(opened), overwrite)
+    path = _write(lora, layout, Path(out), component, overwrite)
     reports = tuple(part.report for part in parts)
     return ExportReport(path, opened.name, layout, str(options.dtype).removeprefix("torch."), reports)
 
@@ -139,7 +145,17 @@ def component_name(base: CheckpointBase | LiveBase) -> str:
     return "transformer" if "Transformer" in name else ""
 
 
+def _component_for(layout: str, component: str) -> str:
+    if not component:
+        raise ValueError(
+            f"layout={layout!r} names every layer by its component, and this base is no U-Net, transformer or CLIP text encoder "
+            "of a pipeline that is known: pass component=…, or write layout='peft'."
+        )
+    return component
+
+
 def _part(layer: Layer, weights: Mapping[str, Tensor], options: _Options) -> _Part:
+    _check_convolution(layer)
     update = layer.update(weights)
     matrix, residual = update.matrix, 0.0
     if isinstance(matrix, Dense) or (options.to.asked and _exceeds(matrix, options.to)):
@@ -155,6 +171,19 @@ def _part(layer: Layer, weights: Mapping[str, Tensor], options: _Options) -> _Pa
     cast = LowRank(_cast(layer, matrix.left, options.dtype), _cast(layer, matrix.right, options.dtype))
     report = ExportedLayer(layer.path, matrix.rank, residual, dropped)
     return _Part(report, cast, None if bias is None else _cast(layer, bias, options.dtype))
+
+
+def _check_convolution(layer: Layer) -> None:
+    """Whether a stock LoRA reads the same positions as the layer: PEFT gives it the kernel, the stride and the padding only."""
+    module = layer.module
+    dilated = any(step != 1 for step in getattr(module, "dilation", ()))
+    padding_mode = getattr(module, "padding_mode", "zeros")
+    if prod(layer.shape[2:]) > 1 and (dilated or padding_mode != "zeros"):
+        what = f"dilation={module.dilation}" if dilated else f"padding_mode={padding_mode!r}"
+        raise ValueError(
+            f"{layer.path} is a convolution with {what}, which PEFT's LoRA does not follow: no stock loader would "
+            "calculate the same. Put the adapter into the weights: xadapt merge."
+        )
 
 
 def _exceeds(matrix: LowRank, to: Truncation) -> bool:
@@ -193,10 +222,11 @@ def _plain_lora(
 
 
 def _config_options(layers: Iterable[Layer], base: CheckpointBase | LiveBase, with_bias: bool) -> dict[str, Any]:
+    classes = {type(layer.module) for layer in layers}
     return {
         "lora_bias": with_bias,
-        "fan_in_fan_out": all(isinstance(layer.module, Conv1D) for layer in layers),
-        "base_model_name_or_path": base.name if base.library != "torch" else None,
+        "fan_in_fan_out": Conv1D in classes and not classes & {nn.Linear},
+        "base_model_name_or_path": base.name if isinstance(base, CheckpointBase) else base.config.get("_name_or_path"),
         "task_type": "CAUSAL_LM" if "ForCausalLM" in str(base.config.get("architectures")) else None,
         "inference_mode": True,
     }
@@ -205,11 +235,6 @@ def _config_options(layers: Iterable[Layer], base: CheckpointBase | LiveBase, wi
 def _write(lora: PlainLora, layout: str, out: Path, component: str, overwrite: bool) -> Path:
     if layout == "peft":
         return write_peft(lora, out, overwrite=overwrite)
-    if not component:
-        raise ValueError(
-            f"layout={layout!r} names every layer by its component, and this base is no U-Net, transformer or CLIP text encoder "
-            "of a pipeline that is known: pass component=…, or write layout='peft'."
-        )
     writer = write_diffusers if layout == "diffusers" else write_kohya
     return writer({component: lora}, out, overwrite=overwrite)
 

@@ -83,7 +83,8 @@ def _one(config: Any, path: str, parts: Mapping[str, Tensor]) -> Factors:
     a, b = parts["A.weight"], parts["B.weight"]
     if a.shape[0] != b.shape[1]:
         raise ValueError(
-            f"{path}: lora_A has rank {a.shape[0]} and lora_B has rank {b.shape[1]}; the adapter is damaged, save it again."
+            f"{path}: lora_A has rank {a.shape[0]} and lora_B has rank {b.shape[1]}. Either the adapter is damaged (save it "
+            "again), or it is for a convolution with groups, which PEFT cannot merge either."
         )
     b = torch.flatten(b, 1) if b.ndim > 2 else b  # a convolution's is (out, r, 1, 1)
     return Factors(a, b, scaling_of(config, path, a.shape[0]), parts.get("B.bias"))

@@ -13,6 +13,7 @@ from xadapt.attached import attach, updates_of
 from xadapt.contract import Adapter, Base
 from xadapt.errors import some
 from xadapt.finite import is_finite
+from xadapt.layouts.names import in_base
 from xadapt.peft_internals import check_target_module_exists
 from xadapt.update import Fold, Update, to_stored, total
 
@@ -111,8 +112,10 @@ def layers_of(adapters: Sequence[Adapter], base: Base, factors: Sequence[float] 
         found = adapter.kind.updates(adapter.config, tensors)
         if found is None:
             found = updates_of(attach(base.skeleton(), adapter.config, tensors))
+            _check_places(adapter.config, found, modules)
         else:
             attached = False
+            found = {in_base(path, modules) or path: fold for path, fold in found.items()}
             _check_coverage(adapter.config, found, base, modules)
         for path, fold in found.items():
             folds.setdefault(path, []).append((fold, factor))
@@ -140,6 +143,16 @@ def _layer_tensors(adapter: Adapter) -> dict[str, Tensor]:
 def _is_saved(name: str, modules_to_save: Sequence[str]) -> bool:
     """PEFT's rule: the path of a module to save ends in one of these names."""
     return any(f".{module}." in f".{name}" for module in modules_to_save)
+
+
+def _check_places(config: Any, folds: Mapping[str, Fold], modules: Mapping[str, nn.Module]) -> None:
+    """Refuses what changes the base's own structure: its layers would not be those that the checkpoint has."""
+    strange = [path for path in folds if path not in modules]
+    if strange or getattr(config, "layer_replication", None):
+        raise ValueError(
+            f"This adapter puts layers into the base that its checkpoint has not: {some(strange) or 'layer_replication'}. "
+            "It can be neither exported nor merged; run it with xadapt.load."
+        )
 
 
 def _check_coverage(config: Any, folds: Mapping[str, Fold], base: Base, modules: Mapping[str, nn.Module]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from xadapt.base import CheckpointBase, open_base
@@ -62,6 +65,8 @@ class _Merge:
     base: CheckpointBase
     root: Path
     changes: tuple[Change, ...]
+    state: str
+    """Of the base's files, at the time at which they were looked at."""
     key: str
 
 
@@ -107,6 +112,8 @@ def merge(
                         write_shard(prepared.base.checkpoint, source, part, prepared.changes, progress)
             elif file.action == "copy":
                 work.copy(prepared.root / file.path, file.path)
+        if _state(prepared.root, prepared.plan.files) != prepared.state:
+            raise ValueError(f"Files of {prepared.base.name} have changed while they were merged; nothing was written.")
         work.finish()
     return prepared.plan
 
@@ -137,7 +144,7 @@ def _prepare(
             "merge_and_unload() merge there; or pass the folder that it was loaded from."
         )
     _check_mergeable(opened)
-    if out.exists():
+    if os.path.lexists(out):  # a link to nothing too
         raise ValueError(f"{out} exists already; choose a new folder for the merged checkpoint.")
     adapters = adapters_from(adapter, component)
     layers = layers_of(adapters, opened, weights)
@@ -145,9 +152,12 @@ def _prepare(
         layer.rehearse()
     changes = (*_layer_changes(layers, opened), *_replacements(adapters, opened))
     root = opened.folder.parent if component is not None else opened.folder
+    if root.resolve() in out.resolve().parents:
+        raise ValueError(f"{out} lies in the base itself, {root}; choose a folder beside it.")
     files = plan_files(root, opened, changes)
     plan = MergePlan(opened.name, out, tuple(layer.path for layer in layers), files)
-    return _Merge(plan, opened, root, changes, _key(adapters, weights, opened))
+    state = _state(root, files)
+    return _Merge(plan, opened, root, changes, state, _key(adapters, weights, state))
 
 
 def _check_mergeable(base: CheckpointBase) -> None:
@@ -202,6 +212,7 @@ def _replacements(adapters: Sequence[Adapter], base: CheckpointBase) -> list[Cha
         for name, tensor in saved_modules(adapter).items():
             if len(adapters) > 1:
                 raise ValueError(f"One of several adapters brings {name} along whole: that cannot be added up.")
+            _check_tied_replacement(name, saved_modules(adapter), base)
             stored = base.stored_name(name)
             shape = base.checkpoint.entries[stored].shape
             if tuple(tensor.shape) != shape:
@@ -210,19 +221,43 @@ def _replacements(adapters: Sequence[Adapter], base: CheckpointBase) -> list[Cha
     return changes
 
 
+def _check_tied_replacement(name: str, saved: Mapping[str, Tensor], base: CheckpointBase) -> None:
+    others = [other for other in base.tied(name) if other not in saved or not torch.equal(saved[other], saved[name])]
+    if others:
+        raise ValueError(
+            f"The adapter brings {name} along whole, and it is one tensor with {some(others)} in {base.name}, which would "
+            "change too. Untie them first (tie_word_embeddings=False, save_pretrained)."
+        )
+
+
 def _replacement(name: str, tensor: Tensor) -> dict[str, Summand]:
     return {name: tensor}
 
 
-def _key(adapters: Sequence[Adapter], weights: Sequence[float] | None, base: CheckpointBase) -> str:
-    """What tells this merge from another one: everything that the result depends on."""
-    digest = hashlib.sha256(f"{__version__} {weights}".encode())
-    for shard in base.checkpoint.shards:
-        stat = shard.stat()
-        digest.update(f"{shard.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+def _state(root: Path, files: Sequence[FilePlan]) -> str:
+    """Which files these are, as far as can be told without reading them."""
+    lines = []
+    for file in files:
+        path = root / file.path
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read any more ({error}); has the base changed?") from error
+        lines.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}")
+    return "\n".join(lines)
+
+
+def _key(adapters: Sequence[Adapter], weights: Sequence[float] | None, state: str) -> str:
+    """What tells this merge from another one: everything that the result depends on. The same in every process."""
+    digest = hashlib.sha256(f"{__version__} {weights and [float(weight) for weight in weights]}\n{state}".encode())
     for adapter in adapters:
-        digest.update(repr(sorted(adapter.config.to_dict().items(), key=str)).encode())
+        digest.update(json.dumps(adapter.config.to_dict(), sort_keys=True, default=_in_order).encode())
         for name, tensor in sorted(adapter.tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(bytes_of(tensor.contiguous()))
     return digest.hexdigest()
+
+
+def _in_order(value: object) -> Any:
+    """Sets have another order in every process."""
+    return sorted(value, key=str) if isinstance(value, (set, frozenset)) else repr(value)

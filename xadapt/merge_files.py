@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,9 @@ from xadapt.merge_shard import Change
 
 # Weights in other formats or precisions: beside merged ones they would be another model's.
 OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data")
+BOOKKEEPING = (".cache", ".git")
 KEY_FILE = ".merge-key"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system that has none, as some network ones
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,39 @@ def plan_files(root: Path, base: CheckpointBase, changes: Sequence[Change]) -> t
     changed = {name for change in changes for name in change.names}
     index = base.checkpoint.index
     plans = []
-    for path in sorted(root.rglob("*")):
-        if path.is_dir() or ".cache" in path.relative_to(root).parts:
-            continue
+    for path in _files(root):
         relative, size = path.relative_to(root), path.stat().st_size
         if path in shards:
             entries = [entry for entry in base.checkpoint.entries.values() if entry.shard == path]
             nbytes = sum(entry.nbytes for entry in entries if entry.name in changed)
             plans.append(FilePlan(relative, size, "merge", nbytes))
-        elif path.parent == base.folder and path != index and _holds_weights(path):
+        elif path != index and _holds_weights(path) and _is_of(path.parent, base.folder, root):
             plans.append(FilePlan(relative, size, "left out"))
         else:
             plans.append(FilePlan(relative, size, "copy"))
     return tuple(plans)
+
+
+def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files in a folder and below, links followed; without what git and downloads keep for themselves."""
+    real = folder.resolve()
+    if real in above:
+        raise ValueError(
+            f"{folder} is a link to a folder that it is in; a checkpoint cannot be copied round in circles."
+        )
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            if path.name not in BOOKKEEPING:
+                yield from _files(path, (*above, real))
+        elif path.is_file():
+            yield path
+        else:
+            raise ValueError(f"{path} is a link to nothing, or no file; is the download complete?")
+
+
+def _is_of(folder: Path, base: Path, root: Path) -> bool:
+    """Whether weights in this folder are another form of the base's, and not a further component with a config."""
+    return folder in (base, root) or (base in folder.parents and not (folder / "config.json").exists())
 
 
 def _holds_weights(path: Path) -> bool:
@@ -67,27 +90,54 @@ class WorkFolder:
         self.folder = out.parent / f".{out.name}.merging"
         self._key = key
         self._lock = -1
+        self._new_parents = [parent for parent in self.out.parents if not parent.exists()]
 
     def __enter__(self) -> WorkFolder:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder, os.O_RDONLY)
+        self._lock = self._locked()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise ValueError(f"Another merge is writing {self.out} at this moment; choose another folder.") from error
-        mark = self.folder / KEY_FILE
-        if not mark.is_file() or mark.read_text() != self._key:
-            for left in self.folder.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            mark.write_text(self._key)
+            self._check_free()
+            mark = self.folder / KEY_FILE
+            if not mark.is_file() or mark.read_text() != self._key:
+                for left in self.folder.iterdir():
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                mark.write_text(self._key)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
+
+    def _locked(self) -> int:
+        """The folder, made and locked. Whoever had the lock before may have renamed or removed it just now."""
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                lock = os.open(self.folder, os.O_RDONLY)
+                try:
+                    self._take(lock)
+                    if os.path.samestat(os.fstat(lock), self.folder.stat()):
+                        return lock
+                except BaseException:
+                    os.close(lock)
+                    raise
+                os.close(lock)
+
+    def _take(self, lock: int) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"Another merge is writing {self.out} at this moment; choose another folder.") from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+            for parent in self._new_parents:  # the innermost first
+                with suppress(OSError):
+                    parent.rmdir()
         os.close(self._lock)
 
     @contextmanager
@@ -110,7 +160,10 @@ class WorkFolder:
 
     def finish(self) -> None:
         """The folder becomes the result."""
+        self._check_free()
         (self.folder / KEY_FILE).unlink()
-        if self.out.exists():
-            raise ValueError(f"{self.out} has come into being meanwhile; choose another folder.")
         os.replace(self.folder, self.out)
+
+    def _check_free(self) -> None:
+        if os.path.lexists(self.out):
+            raise ValueError(f"{self.out} has come into being meanwhile; choose another folder.")

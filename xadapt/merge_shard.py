@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from xadapt.matrix import Dense, LowRank, Matrix, sum_rows
 from xadapt.workers import each
 
 PIECE = 64 * 2**20  # bytes copied by one worker at a time
+BUFFER = 2**20  # bytes that one worker holds where the kernel does not copy by itself
+_UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EXDEV)
 
 Summand = Matrix | Tensor
 """A Matrix is added to a tensor of the checkpoint, as `tensor.flatten(1)`; a Tensor takes its place."""
@@ -44,7 +47,7 @@ def write_shard(checkpoint: Checkpoint, source: Path, part: Path, changes: Seque
     names = {name for change in changed for name in change.names}
     with source.open("rb") as old, part.open("wb") as new:
         size = os.fstat(old.fileno()).st_size
-        os.posix_fallocate(new.fileno(), 0, size)
+        _reserve(new.fileno(), size)
         jobs: list[Callable[[], None]] = [
             partial(_copy, old.fileno(), new.fileno(), start, end)
             for start, end in _pieces(_unchanged(offsets, names, size))
@@ -85,12 +88,36 @@ def _pieces(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return [(begin, min(begin + PIECE, end)) for start, end in stretches for begin in range(start, end, PIECE)]
 
 
+def _reserve(file: int, size: int) -> None:
+    """Asks for the room, where the system (macOS has no such call) and the file system can promise it."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+    os.ftruncate(file, size)
+
+
 def _copy(old: int, new: int, start: int, end: int) -> None:
     while start < end:
-        copied = os.copy_file_range(old, new, end - start, start, start)
+        copied = _copy_some(old, new, start, end)
         if copied == 0:
             raise ValueError("A file of the base became shorter while it was read; nothing was written.")
         start += copied
+
+
+def _copy_some(old: int, new: int, start: int, end: int) -> int:
+    """Copies some of the bytes and says how many: within the kernel where it can, which is not between any two disks."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(old, new, end - start, start, start)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+    data = os.pread(old, min(BUFFER, end - start), start)
+    return os.pwrite(new, data, start)
 
 
 def _write_change(checkpoint: Checkpoint, change: Change, new: int, offsets: Mapping[str, tuple[int, Entry]]) -> None:
@@ -103,21 +130,26 @@ def _write_change(checkpoint: Checkpoint, change: Change, new: int, offsets: Map
         if isinstance(summand, (Dense, LowRank)):
             _write_sum(checkpoint[name], summand, new, position, name)
         else:
-            tensor = checkpoint[name] if summand is None else summand.to(entry.dtype)
+            tensor = checkpoint[name] if summand is None else _rounded(summand, entry.dtype, name)
             _write(new, tensor.contiguous(), position)
 
 
 def _write_sum(tensor: Tensor, matrix: Matrix, new: int, position: int, name: str) -> None:
     rows = tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None]
     for strip in sum_rows(rows, matrix):
-        rounded = strip.to(tensor.dtype)
-        if not is_finite(rounded):
-            raise ValueError(
-                f"{name} with the adapter in it holds NaN or infinity in {tensor.dtype}: the base or the adapter does, or the "
-                "sum is too large for this dtype. Nothing was written."
-            )
+        rounded = _rounded(strip, tensor.dtype, name)
         _write(new, rounded, position)
         position += rounded.nbytes
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    rounded = tensor.to(dtype)
+    if not is_finite(rounded):
+        raise ValueError(
+            f"{name} with the adapter in it holds NaN or infinity in {dtype}: the base or the adapter does, or a number is "
+            "too large for this dtype. Nothing was written."
+        )
+    return rounded
 
 
 def _write(file: int, tensor: Tensor, position: int) -> None:

@@ -23,10 +23,10 @@ def tell_of_the_base(model: nn.Module, folder: Path) -> None:
     recorded = getattr(config, "base_fingerprint", None) or {}
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     weights = {}
-    for path in recorded:
-        layer: Any = base.get_submodule(path)
-        layer = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
-        weights[f"{path}.weight"] = layer.weight
+    for path, module in base.named_modules():
+        if path in recorded:
+            layer: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+            weights[f"{path}.weight"] = layer.weight
     others = [path for path, match in compare(recorded, weights).items() if match in ("differs", "other shape")]
     told = (str(folder.resolve()), str(getattr(base, "name_or_path", "")))
     if others and told not in _told:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xadapt.matrix import Dense, LowRank, Matrix
+from xadapt.matrix import Dense, LowRank, Matrix, sum_rows
 
 OVERSAMPLING = 10  # Halko, Martinsson, Tropp 2011, §4.2
 ITERATIONS = 4
@@ -44,7 +44,7 @@ def truncate(matrix: Matrix, to: Truncation) -> tuple[LowRank, float]:
     rank = max(1, min(rank, len(values)))
     root = values[:rank].sqrt()
     cut = LowRank(left[:, :rank] * root, root[:, None] * right[:rank])
-    return cut, _residual(matrix.energy, values[:rank])
+    return cut, _residual(matrix, cut, values[rank:])
 
 
 def _factored_svd(matrix: LowRank) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,7 +89,13 @@ def _rank_for(values: Tensor, energy: float, share: float) -> int:
     return int((kept < share * energy * (1 - 1e-12)).sum()) + 1
 
 
-def _residual(energy: float, kept: Tensor) -> float:
+def _residual(matrix: Matrix, cut: LowRank, dropped: Tensor) -> float:
+    """‖M − cut‖ / ‖M‖. Not from the difference of the energies, in which rounding alone makes 1e-3 of nothing."""
+    energy = matrix.energy
     if energy == 0:
         return 0.0
-    return float(max(0.0, 1 - float(kept.double().square().sum()) / energy) ** 0.5)
+    if isinstance(matrix, LowRank):
+        lost = float(dropped.double().square().sum())
+    else:
+        lost = sum(float(strip.double().square().sum()) for strip in sum_rows(matrix.matrix, cut.scaled(-1)))
+    return float((lost / energy) ** 0.5)

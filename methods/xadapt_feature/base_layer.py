@@ -52,6 +52,9 @@ class BaseLayer:
         """weight += update, rounded once, in place: parameters that share the storage stay tied."""
         cast(Tensor, self.layer.weight).data.add_(to_stored(self.layer, update))
 
+    def check_padding(self, space: Space) -> None:
+        """Raise ValueError if a constant that the adapter adds to this layer's features is no bias of its output."""
+
     def check_constant(self, space: Space) -> None:
         """Raise ValueError if this layer has no place for a constant that the adapter adds to its features."""
         if self.bias is None:
@@ -127,14 +130,13 @@ class ConvLayer(BaseLayer):
                 "padding has; use OutputAdaConfig, or leave it out with exclude_modules."
             )
 
-    def check_constant(self, space: Space) -> None:
+    def check_padding(self, space: Space) -> None:
         padding = cast("str | tuple[int, ...]", self.layer.padding)
         if space.name == "input" and (padding == "same" or (padding != "valid" and any(padding))):
             raise ValueError(
                 "The adapter adds a constant (lora_bias=True) to a convolution's input features; at the padded border "
                 "that is no bias, so it cannot be merged. Run it unmerged, or train with lora_bias=False."
             )
-        super().check_constant(space)
 
 
 class QuantizedLayer(BaseLayer):

@@ -19,13 +19,13 @@ from .spaces import Space, get_space
 
 
 def updates(config: PeftConfig, tensors: Mapping[str, Tensor]) -> Mapping[str, Fold] | None:
-    """The fold of each layer, or None where the tensors do not tell: hosted methods, LoRA's variants, ties.
+    """The fold of each layer, or None where the tensors do not tell: hosted methods, LoRA's variants, ties, constants.
 
-    A tie's followers are known only from the base's module names.
+    A tie's followers are known only from the base's module names, and whether a constant is a bias depends on its padding.
     """
     if not isinstance(config, (InputAdaConfig, OutputAdaConfig, HybridAdaConfig)):
         return None
-    if not is_plain(config) or getattr(config, "tie", None):
+    if not is_plain(config) or getattr(config, "tie", None) or config.lora_bias:
         return None
     space = get_space(config.space)
     if isinstance(config, HybridAdaConfig):

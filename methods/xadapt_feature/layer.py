@@ -217,7 +217,10 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
 
     def folded(self, adapter_names: Sequence[str], weight: Tensor, bias: Tensor | None) -> Update:
         """What these adapters add to a weight (out, in, *kernel) and a bias (out,), which need not be this layer's own."""
-        return self.space.update(weight, bias, phi_of(self.hosted, adapter_names, calculating_in(weight)))
+        phi = phi_of(self.hosted, adapter_names, calculating_in(weight))
+        if phi.offset is not None:
+            self.base.check_padding(self.space)
+        return self.space.update(weight, bias, phi)
 
     def _unmerged(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias without what is merged into them, in the dtype to calculate in."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Collection
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -59,6 +60,12 @@ def split_component(key: str) -> tuple[str, str]:
     """("unet", "down_blocks.0…"), or ("", the key) where no component is named."""
     first, _, rest = key.partition(".")
     return (first, rest) if first in COMPONENTS and rest else ("", key)
+
+
+def in_base(path: str, modules: Collection[str]) -> str | None:
+    """What a base with these modules calls a layer: transformers 5 has dropped CLIP's `text_model.`."""
+    names = (path, path.removeprefix("text_model."), f"text_model.{path}")
+    return next((name for name in names if name in modules), None)
 
 
 def to_peft_name(component: str, key: str) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from xadapt.errors import some
 from xadapt.layouts.minimal import minimal_config
-from xadapt.layouts.names import from_kohya, split_component, to_peft_name
+from xadapt.layouts.names import from_kohya, in_base, split_component, to_peft_name
 from xadapt.layouts.opening import Opened, open_lora
 from xadapt.layouts.plain import LoraFile, PlainLora, configured, rank_of, split
 
@@ -278,7 +278,7 @@ def _finish(draft: _Draft, modules: Collection[str] | None) -> tuple[PlainLora |
     for name, tensor in draft.tensors.items():
         path, parameter = split(name)
         layers.setdefault(path, {})[parameter] = tensor
-    named = {path: path if modules is None else _in_base(path, modules) for path in layers}
+    named = {path: path if modules is None else in_base(path, modules) for path in layers}
     # PEFT knows DoRA for all layers or for none: a layer without magnitude would get the base's norm for one.
     has_dora = sum("lora_magnitude_vector" in layer for layer in layers.values())
     mixed = 0 < has_dora < len(layers)
@@ -301,13 +301,6 @@ def _finish(draft: _Draft, modules: Collection[str] | None) -> tuple[PlainLora |
     bias = any(name.endswith(".lora_B.bias") for name in tensors)
     options = draft.options | {"use_dora": dora, "lora_bias": bias}
     return PlainLora(minimal_config(table, modules, **options), tensors), strangers
-
-
-def _in_base(path: str, modules: Collection[str]) -> str | None:
-    for name in (path, path.removeprefix("text_model."), f"text_model.{path}"):
-        if name in modules:
-            return name
-    return None
 
 
 def _own(tensor: Tensor) -> Tensor:

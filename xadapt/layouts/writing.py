@@ -36,10 +36,7 @@ def write_peft(lora: PlainLora, folder: str | PathLike[str], *, overwrite: bool 
     Raises:
         ValueError: `folder` exists and `overwrite` is not set, or the LoRA's config does not fit its tensors.
     """
-    folder = Path(folder)
-    if folder.exists() and not (overwrite and (folder / CONFIG_NAME).is_file()):
-        hint = "overwrite=True replaces only an adapter folder" if overwrite else "overwrite=True replaces an adapter"
-        raise ValueError(f"{folder} exists already; {hint}. Or choose another folder.")
+    folder = free_folder(folder, overwrite)
     missed = [path for path in lora.ranks_and_alphas() if not check_target_module_exists(lora.config, path)]
     if missed:
         raise ValueError(
@@ -68,7 +65,7 @@ def write_diffusers(components: Mapping[str, PlainLora], path: str | PathLike[st
     Raises:
         ValueError: `path` exists and `overwrite` is not set, or no stock loader would read all of it back.
     """
-    target = _free(path, overwrite)
+    target = free_file(path, overwrite)
     _known(components, _DIFFUSERS, "diffusers")
     tensors, metadata, refused = dict[str, Tensor](), dict[str, Any](), dict[str, str]()
     for component, lora in components.items():
@@ -103,7 +100,7 @@ def write_kohya(components: Mapping[str, PlainLora], path: str | PathLike[str], 
     Raises:
         ValueError: `path` exists and `overwrite` is not set, or the layout has no place for some of the layers.
     """
-    target = _free(path, overwrite)
+    target = free_file(path, overwrite)
     _known(components, _DIFFUSERS, "kohya")
     refused, layers = dict[str, str](), dict[str, Side]()
     for component, lora in components.items():
@@ -227,7 +224,17 @@ def _known(components: Mapping[str, PlainLora], known: tuple[str, ...], layout: 
         )
 
 
-def _free(path: str | PathLike[str], overwrite: bool) -> Path:
+def free_folder(path: str | PathLike[str], overwrite: bool) -> Path:
+    """The path, if a PEFT folder may be written there."""
+    folder = Path(path)
+    if folder.exists() and not (overwrite and (folder / CONFIG_NAME).is_file()):
+        hint = "overwrite=True replaces only an adapter folder" if overwrite else "overwrite=True replaces an adapter"
+        raise ValueError(f"{folder} exists already; {hint}. Or choose another folder.")
+    return folder
+
+
+def free_file(path: str | PathLike[str], overwrite: bool) -> Path:
+    """The path, if a LoRA file may be written there."""
     target = Path(path)
     if target.suffix != ".safetensors":
         raise ValueError(f"{target} should end in .safetensors: loaders go by it.")
