@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,9 @@ def test_bare_import_is_light_and_knows_its_names(run_python: Callable[..., str]
 def test_every_lazy_name_resolves() -> None:
     import xadapt
 
+    assert not {path.stem for path in Path(xadapt.__file__).parent.glob("*.py")} & set(xadapt.__all__), (
+        "a module hides it"
+    )
     for name in xadapt.__all__:
         assert getattr(xadapt, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'InputAdaConfigg'"):

@@ -9,8 +9,8 @@ if TYPE_CHECKING:  # what type checkers and IDEs see; at run time the names belo
     from xadapt.base import open_base as open_base
     from xadapt.export import export_lora as export_lora
     from xadapt.inspection import inspect as inspect
-    from xadapt.merge import merge as merge
-    from xadapt.merge import plan_merge as plan_merge
+    from xadapt.merging import merge as merge
+    from xadapt.merging import plan_merge as plan_merge
     from xadapt.reading import detach as detach
     from xadapt.reading import read_adapter as read_adapter
     from xadapt.saving import save as save
@@ -31,9 +31,9 @@ _LAZY = {  # `import peft` takes seconds, and `xadapt --help` must not
     "feature_space": "xadapt_feature",
     "inspect": "xadapt.inspection",
     "load": "xadapt.store",
-    "merge": "xadapt.merge",
+    "merge": "xadapt.merging",
     "open_base": "xadapt.base",
-    "plan_merge": "xadapt.merge",
+    "plan_merge": "xadapt.merging",
     "read_adapter": "xadapt.reading",
     "save": "xadapt.saving",
 }
@@ -43,9 +43,7 @@ __all__ = ["__version__", *_LAZY]
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        value = getattr(import_module(_LAZY[name]), name)
-        globals()[name] = value  # also over the module of that name, as `merge` is the function
-        return value
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

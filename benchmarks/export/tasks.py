@@ -14,7 +14,7 @@ import xadapt
 from xadapt.base import CheckpointBase, open_base
 from xadapt.export import export_lora
 from xadapt.folding import layers_of
-from xadapt.merge import merge
+from xadapt.merging import merge
 from xadapt.reading import read_adapter
 
 BUFFER = 16 * 2**20

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from xadapt.cli.options import add_adapters, add_component, add_json, print_json, show_progress, size
 
 if TYPE_CHECKING:
-    from xadapt.merge import MergePlan
+    from xadapt.merging import MergePlan
 
 NAME = "merge"
 
@@ -25,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Merges, or plans to."""
-    from xadapt.merge import merge, plan_merge
+    from xadapt.merging import merge, plan_merge
 
     options = {"component": arguments.component, "weights": arguments.weight}
     if arguments.plan:
