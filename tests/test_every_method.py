@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 import xadapt
 from xadapt import registry
+from xadapt.base import open_base
 from xadapt.contract import Adapter, Kind, Learner, Method, Transfer
 
 Logits = Callable[[nn.Module], Tensor]
@@ -27,19 +27,6 @@ every_method = pytest.mark.parametrize(
     "method", [registry.get(name) for name in registry.methods()], ids=lambda m: m.name
 )
 every_kind = pytest.mark.parametrize("kind", registry.kinds(), ids=lambda kind: kind.name)
-
-
-@dataclass(frozen=True)
-class LiveBase:
-    """A `Base` over a model that is in memory already."""
-
-    model: nn.Module
-
-    def weights(self) -> Mapping[str, Tensor]:
-        return self.model.state_dict()
-
-    def module(self) -> nn.Module:
-        return self.model
 
 
 def config_of(kind: Kind) -> PeftConfig:
@@ -91,7 +78,7 @@ class TestMethod:
         for kind in method.reads:
             adapter = trained_adapter(kind, llama_like())
             before = copy.deepcopy(dict(adapter.tensors))
-            source, target = LiveBase(llama_like()), LiveBase(llama_like(seed=1))
+            source, target = open_base(llama_like()), open_base(llama_like(seed=1))
             weights = [copy.deepcopy(base.weights()) for base in (source, target)]
 
             step = method.build()

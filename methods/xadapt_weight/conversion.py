@@ -1,0 +1,110 @@
+"""The plumbing of the two families of methods: read a layer, call the mathematics, note what was lost, go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from xadapt.contract import Adapter, Base, Kind
+from xadapt.matrix import LowRank
+from xadapt.truncate import Truncation, truncate
+from xadapt_feature.spaces import get_space
+
+from .pairs import Opened, Pair, pairs_of
+from .pseudo_inverse import input_form, output_form, relative_error, ridge_solve
+from .subspaces import carry_both_parts, leading, project
+from .writing import Part, feature_adapter, lora_adapter
+
+Carried = tuple[Adapter, dict[str, float]]
+"""The adapter for the target, and by target layer the relative error of its update."""
+
+
+@dataclass(frozen=True)
+class Solve:
+    """How an update is re-expressed."""
+
+    space: str
+    ridge: float
+    dtype: torch.dtype
+    hold_bias: bool = True  # in output space: by a constant
+
+
+def to_feature_space(adapter: Adapter, source: Base, target: Base, kind: Kind, solve: Solve) -> Carried:
+    """The adapter re-expressed on the source's weights as one of `kind`, for the target. The errors are those on the source."""
+    weights, inputs = source.weights(), solve.space == "input"
+    parts, errors = {}, {}
+    for pair in pairs_of(adapter, source, target, "input" if inputs else "output"):
+        if isinstance(pair.module, nn.Embedding):
+            raise ValueError(
+                f"{pair.source.path} is an embedding, which has no input features, and feature space is not for it. Train "
+                "without it, or use lora_x, prolora or copy."
+            )
+        layer = pair.open(weights, solve.dtype)
+        delta = (input_form if inputs else output_form)(layer.weight, layer.matrix, solve.ridge)
+        folded = get_space(solve.space).fold(layer.weight, delta)
+        assert isinstance(folded, LowRank)
+        errors[pair.path] = relative_error(folded, layer.matrix)
+        constant = _input_constant(pair, layer, solve.ridge) if inputs else _output_constant(layer, delta, solve)
+        width = delta.shape[0]
+        if delta.rank > width:  # a rank above the width says no more
+            delta, _ = truncate(delta, Truncation(rank=width))
+        parts[pair.path] = Part(pair, delta, constant)
+    return feature_adapter(kind, parts, target.modules(), adapter), errors
+
+
+def to_target_subspaces(adapter: Adapter, source: Base, target: Base, kind: Kind, to: Truncation) -> Carried:
+    """LoRA-X: each update projected on the leading singular subspaces of the target's weight."""
+    read, written = source.weights(), target.weights()
+    parts, errors = {}, {}
+    for pair in pairs_of(adapter, source, target, "both"):
+        layer = pair.open(read, torch.float32)
+        onto = leading(pair.target_weight(written).flatten(1), to)
+        matrix = project(_like(layer.matrix, onto.left), onto)
+        errors[pair.path] = relative_error(matrix, _like(layer.matrix, onto.left))
+        parts[pair.path] = Part(pair, matrix, layer.moved)
+    return lora_adapter(kind, parts, target.modules(), adapter), errors
+
+
+def to_both_parts(
+    adapter: Adapter, source: Base, target: Base, kind: Kind, to: Truncation, cross_terms: bool
+) -> Carried:
+    """ProLoRA: the part in the source's singular subspaces, and the part outside, each to the target's."""
+    read, written = source.weights(), target.weights()
+    parts, errors = {}, {}
+    for pair in pairs_of(adapter, source, target, "both"):
+        layer = pair.open(read, torch.float32)
+        here = leading(pair.target_weight(written).flatten(1), to)
+        there = leading(layer.weight.flatten(1), to).like(here.left)  # the bases may be on different devices
+        update = _like(layer.matrix, here.left)
+        matrix = carry_both_parts(update, there, here, cross_terms=cross_terms)
+        errors[pair.path] = relative_error(matrix, update)
+        if matrix.rank > min(matrix.shape):
+            matrix, _ = truncate(matrix, Truncation(rank=min(matrix.shape)))
+        parts[pair.path] = Part(pair, matrix, layer.moved)
+    return lora_adapter(kind, parts, target.modules(), adapter), errors
+
+
+def _input_constant(pair: Pair, layer: Opened, ridge: float) -> Tensor | None:
+    """c with W c ≈ what the adapter adds to the bias."""
+    if layer.moved is None:
+        return None
+    if layer.weight.ndim > 2 and layer.weight[0, 0].numel() > 1:
+        raise ValueError(
+            f"{pair.source.path}: the adapter moves the bias of a convolution, and no constant before it does the same at "
+            "the padded border. Use pinv_output."
+        )
+    return ridge_solve(layer.weight.flatten(1), layer.moved[:, None], ridge)[:, 0]
+
+
+def _output_constant(layer: Opened, delta: LowRank, solve: Solve) -> Tensor | None:
+    """An output adapter moves the bias along, by Δb; the update it stands for did not."""
+    if layer.bias is None or not solve.hold_bias:
+        return layer.moved
+    moved = -delta.before(layer.bias[:, None]).tensor()[:, 0]
+    return moved if layer.moved is None else moved + layer.moved
+
+
+def _like(update: LowRank, like: Tensor) -> LowRank:
+    return LowRank(update.left.to(like), update.right.to(like))
