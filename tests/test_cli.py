@@ -66,7 +66,7 @@ def test_help_tells_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_methods_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "320")
     assert main(["methods"]) == 0
     out = capsys.readouterr().out
     for name in registry.methods():

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from xadapt import contract
-from xadapt.contract import Adapter, Base, Kind, Learner, Method, Transfer
+from xadapt.contract import Adapter, Base, Kind, Learner, Method, PeftKind, Transfer
 
 
 def _unused(*_: Any) -> Any:
     raise AssertionError("the contract itself calls nothing")
 
 
-def kind(name: str) -> Kind:
-    return Kind(name=name, config=_unused, attach=_unused, tensors=_unused)
+def kind(name: str) -> PeftKind:
+    return PeftKind(name=name, config=_unused, attach=_unused, tensors=_unused)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,4 +79,4 @@ def test_specs_are_frozen_and_named() -> None:
     with pytest.raises(FrozenInstanceError):
         lora.name = "other"  # type: ignore[misc]
     with pytest.raises(TypeError, match="positional"):
-        Kind("lora", _unused, _unused, _unused)  # type: ignore[misc]
+        PeftKind("lora", _unused, _unused, _unused)  # type: ignore[misc]

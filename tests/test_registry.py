@@ -19,11 +19,11 @@ Install = Callable[[str, str, str], None]
 OURS = {"input_ada", "output_ada", "hybrid_ada", "full_ada"}
 
 METHOD_SOURCE = """
-from xadapt.contract import Kind, Method
+from xadapt.contract import Method, PeftKind
 
 def nothing(*_): ...
 
-KIND = Kind(name={kind!r}, config=nothing, attach=nothing, tensors=nothing)
+KIND = PeftKind(name={kind!r}, config=nothing, attach=nothing, tensors=nothing)
 METHOD = Method(name={name!r}, summary="", paper="", reads=(KIND,), writes=KIND, build=nothing)
 """
 

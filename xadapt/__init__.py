@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what type checkers and IDEs see; at run time the names belo
     from xadapt.reading import read_adapter as read_adapter
     from xadapt.saving import save as save
     from xadapt.store import load as load
+    from xadapt_a4a import A4AModel as A4AModel
     from xadapt_feature import FullAdaConfig as FullAdaConfig
     from xadapt_feature import HybridAdaConfig as HybridAdaConfig
     from xadapt_feature import InputAdaConfig as InputAdaConfig
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # what type checkers and IDEs see; at run time the names belo
     from xadapt_feature import feature_space as feature_space
 
 _LAZY = {  # `import peft` takes seconds, and `xadapt --help` must not
+    "A4AModel": "xadapt_a4a",
     "FullAdaConfig": "xadapt_feature",
     "HybridAdaConfig": "xadapt_feature",
     "InputAdaConfig": "xadapt_feature",

@@ -15,10 +15,14 @@ if TYPE_CHECKING:  # `xadapt --help` need not wait seconds for torch and peft
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One adapter format, and how it sits on a live model."""
+    """One adapter format: "lora", "input_ada", "ip_adapter"."""
 
     name: str
-    """The PEFT type in lower case: "lora", "input_ada"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeftKind(Kind):
+    """A format that PEFT puts on a live model, layer by layer. Its name is the PEFT type in lower case."""
 
     config: Callable[[], type[PeftConfig]]
     """Imports and returns the PEFT config class. The first call registers the format (all of its family) with PEFT, so
@@ -42,11 +46,11 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """Trained adapter weights, detached from any base. On disk: a PEFT folder."""
+    """Trained adapter weights, detached from any base. On disk: a PEFT folder, for a PeftKind."""
 
     kind: Kind
-    config: PeftConfig
-    tensors: Mapping[str, Tensor]  # named as `Kind.tensors` names them
+    config: Any  # of a PeftKind, the PeftConfig; of others, what their plug-in makes of it
+    tensors: Mapping[str, Tensor]  # of a PeftKind, named as its `tensors` names them
 
 
 class Base(Protocol):
@@ -71,7 +75,7 @@ class Transfer(Protocol):
 class Learner(Protocol):
     """Learns the Transfer for one pair of bases. What it returns is an nn.Module as well, so it can be saved."""
 
-    def fit(self, source: Base, target: Base, batches: Iterable[Any]) -> Transfer: ...
+    def fit(self, adapter: Adapter, source: Base, target: Base, batches: Iterable[Any]) -> Transfer: ...
 
 
 @dataclass(frozen=True, kw_only=True)

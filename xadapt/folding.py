@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xadapt.attached import attach, updates_of
-from xadapt.contract import Adapter, Base
+from xadapt.contract import Adapter, Base, PeftKind
 from xadapt.errors import some
 from xadapt.finite import is_finite
 from xadapt.layouts.names import in_base
@@ -108,6 +108,10 @@ def layers_of(adapters: Sequence[Adapter], base: Base, factors: Sequence[float] 
     folds: dict[str, list[tuple[Fold, float]]] = {}
     attached = True
     for adapter, factor in zip(adapters, factors, strict=True):
+        if not isinstance(adapter.kind, PeftKind):
+            raise ValueError(
+                f"An adapter of kind {adapter.kind.name!r} adds nothing to a base's weights: it is used as it is."
+            )
         tensors = _layer_tensors(adapter)
         found = adapter.kind.updates(adapter.config, tensors)
         if found is None:

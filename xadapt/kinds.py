@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from xadapt.contract import Kind
+from xadapt.contract import PeftKind
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -18,12 +18,12 @@ def peft_kind(
     name: str,
     config: Callable[[], type[PeftConfig]],
     updates: Callable[[PeftConfig, Mapping[str, Tensor]], Mapping[str, Fold] | None] = lambda config, tensors: None,
-) -> Kind:
+) -> PeftKind:
     """A kind that is attached and read through PEFT's own functions."""
-    return Kind(name=name, config=config, attach=_attach, tensors=_tensors, updates=updates)
+    return PeftKind(name=name, config=config, attach=_attach, tensors=_tensors, updates=updates)
 
 
-def stock_kind(peft_type: str) -> Kind:
+def stock_kind(peft_type: str) -> PeftKind:
     """A kind for one of PEFT's own types that no plug-in serves: it can be read, exported and merged."""
     from xadapt.peft_internals import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xadapt import registry
 from xadapt.attached import PREFIX
-from xadapt.contract import Adapter, Kind
+from xadapt.contract import Adapter, PeftKind
 from xadapt.errors import some
 from xadapt.factors import scaling_of
 from xadapt.kinds import stock_kind
@@ -109,7 +109,7 @@ def _choose(path: Path, components: dict[str, PlainLora], component: str | None)
     raise ValueError(f"{path} {given}; choose one: component=" + " or ".join(map(repr, sorted(components))) + ".")
 
 
-def _kind(peft_type: str) -> Kind:
+def _kind(peft_type: str) -> PeftKind:
     return registry.kind_of(peft_type) or stock_kind(peft_type)
 
 

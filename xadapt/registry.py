@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from importlib.metadata import EntryPoint, entry_points
 
-from xadapt.contract import Kind, Method
+from xadapt.contract import Kind, Method, PeftKind
 from xadapt.errors import did_you_mean
 
 GROUP = "xadapt.methods"
@@ -54,13 +54,14 @@ def kinds() -> tuple[Kind, ...]:
     return tuple(dict.fromkeys(kind for method in load_all()[0].values() for kind in method.kinds))
 
 
-def kind_of(peft_type: str) -> Kind | None:
+def kind_of(peft_type: str) -> PeftKind | None:
     """The kind that serves a PEFT type, or None. Of several, the one with the longest name: it says the most.
 
     Raises:
         PluginError: two plug-ins mean different things by the same kind name.
     """
-    serving = sorted((kind for kind in kinds() if kind.serves(peft_type)), key=lambda kind: len(kind.name))
+    known = (kind for kind in kinds() if isinstance(kind, PeftKind))
+    serving = sorted((kind for kind in known if kind.serves(peft_type)), key=lambda kind: len(kind.name))
     if not serving:
         return None
     kind = serving[-1]

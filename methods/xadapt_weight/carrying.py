@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
-from xadapt.contract import Adapter, Base, Kind, Method
+from xadapt.contract import Adapter, Base, Kind, Method, PeftKind
 from xadapt_feature import HYBRID_ADA, INPUT_ADA, OUTPUT_ADA
 
 from .evidence import NOTHING, Evidenced
@@ -58,7 +58,7 @@ class PseudoInverse(Evidenced):
         self._leave(NOTHING)
         dtype = getattr(torch, self.precision)
         solve = Solve(self.space, self.ridge, dtype, getattr(self, "hold_bias", False))
-        carried, evidence = to_feature_space(adapter, source, target, self.kind, solve)
+        carried, evidence = to_feature_space(adapter, source, target, cast(PeftKind, self.kind), solve)
         self._leave(evidence)
         return carried
 

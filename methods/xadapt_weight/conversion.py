@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from xadapt.contract import Adapter, Base, Kind
+from xadapt.contract import Adapter, Base, PeftKind
 from xadapt.matrix import LowRank
 from xadapt.truncate import Truncation, truncate
 from xadapt_feature.spaces import get_space
@@ -31,7 +31,7 @@ class Solve:
     hold_bias: bool = True  # in output space: by a constant
 
 
-def to_feature_space(adapter: Adapter, source: Base, target: Base, kind: Kind, solve: Solve) -> Carried:
+def to_feature_space(adapter: Adapter, source: Base, target: Base, kind: PeftKind, solve: Solve) -> Carried:
     """The adapter re-expressed on the source's weights as one of `kind`, for the target. The errors are those on the source."""
     weights, inputs = source.weights(), solve.space == "input"
     parts, errors = {}, {}
@@ -54,7 +54,7 @@ def to_feature_space(adapter: Adapter, source: Base, target: Base, kind: Kind, s
     return feature_adapter(kind, parts, target.modules(), adapter), errors
 
 
-def to_target_subspaces(adapter: Adapter, source: Base, target: Base, kind: Kind, to: Truncation) -> Carried:
+def to_target_subspaces(adapter: Adapter, source: Base, target: Base, kind: PeftKind, to: Truncation) -> Carried:
     """LoRA-X: each update projected on the leading singular subspaces of the target's weight."""
     read, written = source.weights(), target.weights()
     parts, errors = {}, {}
@@ -68,7 +68,7 @@ def to_target_subspaces(adapter: Adapter, source: Base, target: Base, kind: Kind
 
 
 def to_both_parts(
-    adapter: Adapter, source: Base, target: Base, kind: Kind, to: Truncation, cross_terms: bool
+    adapter: Adapter, source: Base, target: Base, kind: PeftKind, to: Truncation, cross_terms: bool
 ) -> Carried:
     """ProLoRA: the part in the source's singular subspaces, and the part outside, each to the target's."""
     read, written = source.weights(), target.weights()

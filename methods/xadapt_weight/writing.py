@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from xadapt.contract import Adapter, Kind
+from xadapt.contract import Adapter, PeftKind
 from xadapt.layouts import minimal_config
 from xadapt.matrix import LowRank
 
@@ -34,7 +34,7 @@ def written_like(adapter: Adapter) -> Tensor:
     return tensors[0].new_empty(0, dtype=reduce(torch.promote_types, (tensor.dtype for tensor in tensors)))
 
 
-def lora_adapter(kind: Kind, parts: Mapping[str, Part], modules: Mapping[str, nn.Module], like: Adapter) -> Adapter:
+def lora_adapter(kind: PeftKind, parts: Mapping[str, Part], modules: Mapping[str, nn.Module], like: Adapter) -> Adapter:
     """A plain LoRA with these updates, by target path. The scaling is 1: it is in the factors.
 
     Args:
@@ -66,7 +66,9 @@ def lora_adapter(kind: Kind, parts: Mapping[str, Part], modules: Mapping[str, nn
     return Adapter(kind=kind, config=config, tensors=tensors)
 
 
-def feature_adapter(kind: Kind, parts: Mapping[str, Part], modules: Mapping[str, nn.Module], like: Adapter) -> Adapter:
+def feature_adapter(
+    kind: PeftKind, parts: Mapping[str, Part], modules: Mapping[str, nn.Module], like: Adapter
+) -> Adapter:
     """An adapter in feature space with these Δ, by target path. Arguments as for `lora_adapter`, each matrix (width, width)."""
     written, constants = written_like(like), _with_constants(parts)
     found = minimal_config(_table(parts), modules)
