@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftModel
+from peft import AdaLoraConfig, DeloraConfig, HRAConfig, LoraConfig, MissConfig, PeftConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -339,6 +339,68 @@ def test_a_second_export_is_the_same_bytes(tmp_path: Path) -> None:
         xadapt.export_lora(tuner, make_llama(), tmp_path / name)
         files.append([path.read_bytes() for path in sorted((tmp_path / name).iterdir())])
     assert files[0] == files[1]
+
+
+LOW_RANK_BY_ITS_NUMBERS: dict[str, Callable[[], PeftConfig]] = {
+    "hra": lambda: HRAConfig(r=4, target_modules=["q_proj"]),
+    "miss": lambda: MissConfig(r=4, target_modules=["q_proj"]),
+    "delora": lambda: DeloraConfig(r=4, target_modules=["q_proj"]),
+    "adalora": lambda: AdaLoraConfig(init_r=4, target_r=4, total_step=10, target_modules=["q_proj"]),
+}
+
+
+@pytest.mark.parametrize("name", LOW_RANK_BY_ITS_NUMBERS)
+def test_what_is_low_rank_by_its_numbers_is_exact(
+    name: str, tmp_path: Path, logits: Callable[[nn.Module], Tensor]
+) -> None:
+    """PEFT merges it into a weight; that the difference has a low rank is seen in it alone."""
+    tuner = adapted(make_llama(), LOW_RANK_BY_ITS_NUMBERS[name](), std=0.1)
+    with pytest.raises(ValueError, match=r"no LoRA by its form, but .* has rank 4 here: rank=4 would keep"):
+        xadapt.export_lora(tuner, make_llama(), tmp_path / "lora")
+    report = xadapt.export_lora(tuner, make_llama(), tmp_path / "lora", rank=4)
+    assert report.exact
+    assert report.as_dict()["exact"]
+    assert 0 < max(layer.residual for layer in report.layers) <= 1e-5
+    assert_close(logits(load(make_llama(), report.out)), logits(tuner))
+    assert not xadapt.export_lora(tuner, make_llama(), tmp_path / "less", rank=3).exact
+
+
+class TestDtype:
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.complex64])
+    def test_what_loaders_do_not_read(self, dtype: torch.dtype, tmp_path: Path) -> None:
+        tuner = adapted(Mlp(), LoraConfig(r=2, target_modules=["lin0"]))
+        with pytest.raises(ValueError, match=r"floating-point dtype that loaders read: torch.float32, .*torch.float64"):
+            xadapt.export_lora(tuner, Mlp(), tmp_path / "lora", dtype=dtype)
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", 16])
+    def test_what_is_none(self, dtype: Any, tmp_path: Path) -> None:
+        tuner = adapted(Mlp(), LoraConfig(r=2, target_modules=["lin0"]))
+        with pytest.raises(TypeError, match=rf"dtype={dtype!r} is no torch.dtype; pass one of torch.float32, "):
+            xadapt.export_lora(tuner, Mlp(), tmp_path / "lora", dtype=dtype)
+
+    def test_an_8_bit_adapter_is_written_in_float32(self) -> None:
+        adapter = xadapt.detach(adapted(Mlp(), LoraConfig(r=2, target_modules=["lin0"])))
+        eight = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in adapter.tensors.items()}
+        small = xadapt.contract.Adapter(kind=adapter.kind, config=adapter.config, tensors=eight)
+        tensors, _, _ = exported(small, Mlp())
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+def test_nothing_of_the_base_is_read_for_a_stock_lora(tmp_path: Path) -> None:
+    """So it says nothing of NaN there: as stock PEFT, on a base that is as broken without it."""
+    base = Mlp()
+    with torch.no_grad():
+        base.lin0.weight[0, 0] = torch.nan
+    report = xadapt.export_lora(adapted(Mlp(), LoraConfig(r=2, target_modules=["lin0"])), base, tmp_path / "lora")
+    assert report.exact
+
+
+def test_a_name_is_for_layouts_that_have_names(tmp_path: Path) -> None:
+    tuner = adapted(Mlp(), LoraConfig(r=2, target_modules=["lin0"]))
+    with pytest.raises(ValueError, match=r"name='unet': layout='peft' names no component; leave name out"):
+        xadapt.export_lora(tuner, Mlp(), tmp_path / "lora", name="unet")
+    with pytest.raises(ValueError, match=r"no names for the component 'vae': pass name=… with one of unet, "):
+        xadapt.export_lora(tuner, Mlp(), tmp_path / "lora", layout="diffusers", component="vae")
 
 
 def test_a_zero_adapter_on_biased_layers_needs_no_bias() -> None:

@@ -1,7 +1,9 @@
-"""vLLM reads an export right. It is not installed here: its rules are said again below, as its source has them.
+"""vLLM reads an export right. It is not installed here: its rules are said again below, as github.com/vllm-project/vllm has them.
 
-vllm/lora/peft_helper.py, lora_model.py and utils.py: names are parsed by their ends; the config's r, lora_alpha and use_rslora make
-one scaling for all layers (patterns are not read); bias, DoRA and modules_to_save are refused; ranks are bounded.
+vllm/lora/peft_helper.py at commit 02143692ba86a7ba6198a67e12982c5317c8bd2f: r, lora_alpha and use_rslora of the config make
+one scaling for all modules (patterns are not read); modules_to_save and DoRA are refused, ranks are bounded.
+vllm/lora/lora_model.py at commit 0306474e9d1f26d8717aad457b9511f0c9e57d60: tensor names are parsed to module names, and
+modules other than the expected ones are refused; a module's rank is that of its tensors, its scaling the config's.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoHaConfig, LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import xadapt
@@ -87,3 +89,34 @@ def test_a_base_it_does_not_fit_is_refused(llama: nn.Module, llama_like: MakeBas
         xadapt.inspect(folder, llama_like(hidden_size=64))
     with pytest.raises(ValueError, match="lacks"):
         xadapt.inspect(folder, llama_like(layers=1))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_layers_have_the_base_s_names(dora: bool, llama_like: MakeBase, tmp_path: Path) -> None:
+    """transformers 5 has dropped CLIP's `text_model.`; the names of old are found in the base all the same."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=dora)
+    folder = saved(llama_like(), config, tmp_path / "adapter")
+    new = xadapt.inspect(folder, llama_like())
+    file = folder / "adapter_model.safetensors"
+    renamed = {
+        key.replace("base_model.model.", "base_model.model.text_model.", 1): t for key, t in load_file(file).items()
+    }
+    save_file(renamed, file)
+    old = xadapt.inspect(folder, llama_like())
+    assert next(layer.path for layer in xadapt.inspect(folder).layers).startswith("text_model.model.")
+    for layer, other in zip(old.layers, new.layers, strict=True):
+        assert (layer.path, layer.rank, layer.norm, layer.update) == (other.path, other.rank, other.norm, other.update)
+        assert layer.rank == 2
+
+
+def test_a_fingerprint_by_the_names_of_old(llama: nn.Module, llama_like: MakeBase, tmp_path: Path) -> None:
+    folder = saved(llama, InputAdaConfig(r=2, target_modules=TARGETS), tmp_path / "adapter")
+    file, path = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    renamed = {
+        key.replace("base_model.model.", "base_model.model.text_model.", 1): t for key, t in load_file(file).items()
+    }
+    save_file(renamed, file)
+    config = json.loads(path.read_text())
+    config["base_fingerprint"] = {f"text_model.{layer}": text for layer, text in config["base_fingerprint"].items()}
+    path.write_text(json.dumps(config))
+    assert {layer.match for layer in xadapt.inspect(folder, llama_like()).layers} == {"same"}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("diffusers", reason="diffusers is an extra: pip install xadapt[diffusers]")
 
-from diffusers import FluxPipeline
+from diffusers import AuraFlowTransformer2DModel, FluxPipeline
 
 from tests.conftest import make_gpt2, make_llama, make_unet
 from tests.feature_models import randomise
@@ -31,6 +31,8 @@ from tests.layout_models import (
     make_pipeline,
     random_lora,
 )
+from tests.test_integration_diffusers import make_sd3
+from xadapt import export_lora
 from xadapt.layouts import PlainLora, minimal_config, read_lora, write_diffusers, write_kohya, write_peft
 
 COMPONENTS = {
@@ -273,6 +275,86 @@ class TestKohya:
         with pytest.raises(ValueError, match="no layer of a Stable Diffusion U-Net"):
             write_kohya({"unet": random_lora(make_llama(), ".*q_proj")}, target)
         assert not list(tmp_path.iterdir())
+
+
+class TestNamesOfAnExport:
+    """Which component it is: from the pipeline the base lies in, from its class, or said."""
+
+    @pytest.fixture
+    def first_name(self, tmp_path: Path) -> Callable[..., str]:
+        def export(base: Any, make: Callable[[], nn.Module], targets: str = r".*q_proj", **options: Any) -> str:
+            folder = tmp_path / "adapter"
+            write_peft(random_lora(make(), targets), folder, overwrite=True)
+            report = export_lora(folder, base, tmp_path / "lora.safetensors", overwrite=True, **options)
+            return min(load_file(report.out))
+
+        return export
+
+    @pytest.fixture
+    def sdxl(self, tmp_path: Path) -> Path:
+        make_pipeline("sdxl").save_pretrained(tmp_path / "sdxl")
+        return tmp_path / "sdxl"
+
+    @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
+    def test_a_text_encoder_with_projection_may_be_the_second(
+        self, layout: str, first_name: Callable[..., str], tmp_path: Path
+    ) -> None:
+        make_clip(True).save_pretrained(tmp_path / "bare")
+        second = {"diffusers": "text_encoder_2.", "kohya": "lora_te2_"}[layout]
+        for base in (make_clip(True), tmp_path / "bare"):
+            options: dict[str, Any] = {"base": base, "make": lambda: make_clip(True), "layout": layout}
+            with pytest.raises(ValueError, match=r"CLIPTextModelWithProjection .*name='text_encoder_2' or name='text_"):
+                first_name(**options)
+            assert first_name(**options, name="text_encoder_2").startswith(second)
+            assert first_name(**options, component="text_encoder_2").startswith(second)
+
+    @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
+    def test_a_folder_in_a_pipeline_tells(self, layout: str, first_name: Callable[..., str], sdxl: Path) -> None:
+        second = {"diffusers": "text_encoder_2.", "kohya": "lora_te2_"}[layout]
+        for base, options in ((sdxl / "text_encoder_2", {}), (sdxl, {"component": "text_encoder_2"})):
+            assert first_name(base, lambda: make_clip(True), layout=layout, **options).startswith(second)
+
+    def test_kohya_counts_the_text_encoders_of_some_pipelines(
+        self, first_name: Callable[..., str], sdxl: Path, tmp_path: Path
+    ) -> None:
+        make_pipeline("sd15").save_pretrained(tmp_path / "sd15")
+        make_clip().save_pretrained(tmp_path / "bare")
+        for base in (tmp_path / "bare", make_clip()):
+            for options in ({}, {"component": "text_encoder"}):
+                with pytest.raises(ValueError, match=r"pass name='text_encoder' for SD1.5, name='text_encoder_1' for"):
+                    first_name(base, make_clip, layout="kohya", **options)
+            assert first_name(base, make_clip, layout="kohya", name="text_encoder").startswith("lora_te_text")
+            assert first_name(base, make_clip, layout="kohya", name="text_encoder_1").startswith("lora_te1_text")
+            assert first_name(base, make_clip, layout="diffusers").startswith("text_encoder.text_model")
+        for pipeline, start in ((tmp_path / "sd15", "lora_te_text"), (sdxl, "lora_te1_text")):
+            assert first_name(pipeline, make_clip, layout="kohya", component="text_encoder").startswith(start)
+            assert first_name(pipeline / "text_encoder", make_clip, layout="kohya").startswith(start)
+
+    @pytest.mark.parametrize("family", ["sdxl", "flux"])
+    def test_the_first_of_two_loads_alone(self, family: str, tmp_path: Path) -> None:
+        pipeline = make_pipeline(family)
+        lora = random_lora(pipeline.text_encoder)
+        pipeline.load_lora_weights(write_kohya({"text_encoder_1": lora}, tmp_path / "lora.safetensors"))
+        assert_same(live_deltas(pipeline.text_encoder), deltas(lora))
+
+    def test_kohya_knows_flux_by_its_class(self, first_name: Callable[..., str]) -> None:
+        """AuraFlow's layers have names and widths of FLUX's; SD3's have the names."""
+        with torch.device("meta"):
+            aura = AuraFlowTransformer2DModel(
+                num_mmdit_layers=1,
+                num_single_dit_layers=1,
+                joint_attention_dim=64,
+                pos_embed_max_size=16,
+            )
+        for model in (aura, make_sd3()):
+            with pytest.raises(
+                ValueError, match=rf"FLUX's transformer alone, and this one is of class {type(model).__name__}"
+            ):
+                first_name(model, lambda model=model: model, r".*attn\.to_q", layout="kohya")
+        flux = make_flux(3072, device="meta")
+        flux.transformer_blocks[0].attn.to_q = nn.Linear(3072, 3072)
+        name = first_name(flux, lambda: flux, r"transformer_blocks.*attn\.to_q", layout="kohya")
+        assert name.startswith("lora_unet_double_blocks_0_img_attn_qkv")
 
 
 class TestPlaces:

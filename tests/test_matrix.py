@@ -105,6 +105,21 @@ class TestMatrices:
             assert isinstance(total, LowRank) == (isinstance(matrix, LowRank) and isinstance(other, LowRank))
 
 
+@pytest.mark.parametrize("shape", [(3 * ROWS - 5, 7), (1, 9), (0, 4)])
+def test_the_energy_of_a_dense_one_takes_no_copy_of_it(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = randn(*shape)
+    expected = float(matrix.double().square().sum())
+    double, rows = Tensor.double, []
+
+    def watched(tensor: Tensor) -> Tensor:
+        rows.append(tensor.shape[0])
+        return double(tensor)
+
+    monkeypatch.setattr(Tensor, "double", watched)
+    assert Dense(matrix).energy == pytest.approx(expected)
+    assert max(rows, default=0) <= ROWS
+
+
 def test_low_rank_sum_folds_the_scalings() -> None:
     pairs = [(randn(r, 4, seed=r), randn(5, r, seed=r + 9), s) for r, s in ((1, 2.0), (3, -0.5))]
     total = low_rank_sum(pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +29,8 @@ from tests.merge_models import (
     tensors_of,
 )
 from xadapt import FullAdaConfig, HybridAdaConfig, InputAdaConfig, OutputAdaConfig, feature_space
+from xadapt.folding import Layer
+from xadapt.merge_files import WorkFolder
 
 Logits = Callable[[nn.Module], Tensor]
 CONFIGS: dict[str, Callable[[], PeftConfig]] = {
@@ -191,6 +194,15 @@ class TestWholeModules:
         with pytest.raises(ValueError, match=r"brings lm_head.weight along whole: that cannot be added up"):
             xadapt.merge([adapter, adapter], base, out)
 
+    def test_count_whole(self, base: Path, out: Path, tmp_path: Path) -> None:
+        config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+        adapter = make_adapter(tmp_path / "adapter", config)
+        for merge in (xadapt.plan_merge, xadapt.merge):
+            with pytest.raises(ValueError, match=r"lm_head.weight along whole .*cannot count weights=\[0.5\]: leave"):
+                merge(adapter, base, out, weights=[0.5])
+        assert not out.exists()
+        xadapt.merge(adapter, base, out, weights=[1])
+
     def test_that_are_too_large_for_the_base_s_dtype(self, out: Path, tmp_path: Path) -> None:
         base = make_checkpoint(tmp_path / "half", make_llama(seed=4).half())
         config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
@@ -200,6 +212,93 @@ class TestWholeModules:
         with pytest.raises(ValueError, match=r"lm_head.weight with the adapter in it .*float16"):
             xadapt.merge(adapter, base, out)
         assert not out.exists()
+
+
+class TestNaN:
+    """A stock LoRA's update is asked of the adapter alone, so its sum with the weight has to be looked at."""
+
+    def spoilt(self, base: Path, layer: str) -> Path:
+        file = base / index_of(base)[f"model.layers.0.self_attn.{layer}.weight"]
+        tensors = load_file(file)
+        tensors[f"model.layers.0.self_attn.{layer}.weight"][0, 0] = torch.nan
+        save_file(tensors, file, metadata={"format": "pt"})
+        return base
+
+    @pytest.mark.parametrize("name", ["lora", "input", "dora"])
+    def test_in_what_is_adapted_is_refused(self, name: str, base: Path, out: Path, tmp_path: Path) -> None:
+        adapter = make_adapter(tmp_path / "adapter", CONFIGS[name]())
+        with pytest.raises(ValueError, match=r"q_proj.* holds? NaN or infinity"):
+            xadapt.merge(adapter, self.spoilt(base, "q_proj"), out)
+        assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
+
+    def test_elsewhere_is_copied(self, base: Path, out: Path, tmp_path: Path) -> None:
+        xadapt.merge(make_adapter(tmp_path / "adapter"), self.spoilt(base, "o_proj"), out)
+        assert tensors_of(out)["model.layers.0.self_attn.o_proj.weight"].isnan().any()
+
+
+class TestVariants:
+    @pytest.fixture
+    def both(self, tmp_path: Path) -> Path:
+        make_llama(seed=4).save_pretrained(tmp_path / "both")
+        make_llama(seed=5).half().save_pretrained(tmp_path / "both", variant="fp16")
+        return tmp_path / "both"
+
+    def test_one_is_merged_and_the_other_stays_behind(self, both: Path, out: Path, tmp_path: Path) -> None:
+        adapter = make_adapter(tmp_path / "adapter")
+        plan = xadapt.merge(adapter, both, out, variant="fp16")
+        assert {str(file.path): file.action for file in plan.files if file.path.suffix == ".safetensors"} == {
+            "model.fp16.safetensors": "merge",
+            "model.safetensors": "left out",
+        }
+        expected = merged_by_peft(make_llama(seed=5).half().float(), adapter)
+        for name, tensor in load_file(out / "model.fp16.safetensors").items():
+            torch.testing.assert_close(tensor, expected[name].half(), rtol=2e-3, atol=1e-6)
+
+    def test_an_unfinished_one_is_not_taken_for_another(
+        self, both: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        adapter = make_adapter(tmp_path / "adapter")
+        keys = []
+
+        class Watched(WorkFolder):
+            def __init__(self, out: Path, key: str) -> None:
+                keys.append(key)
+                super().__init__(out, key)
+
+        monkeypatch.setattr(xadapt.merging, "WorkFolder", Watched)
+        xadapt.merge(adapter, both, out)
+        xadapt.merge(adapter, both, tmp_path / "again")
+        xadapt.merge(adapter, both, tmp_path / "other", variant="fp16")
+        assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize("verb", ["merge", "export"])
+def test_what_peft_merges_itself_is_made_one_layer_at_a_time(
+    verb: str, base: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes many copies of the layer's weight, which as many threads would multiply."""
+    adapter = make_adapter(tmp_path / "adapter", CONFIGS["dora"]())
+    update, inside, most = Layer.update, [], []
+
+    def watched(self: Layer, weights: Any) -> Any:
+        inside.append(self)
+        most.append(len(inside))
+        time.sleep(0.02)
+        made = update(self, weights)
+        inside.remove(self)
+        return made
+
+    monkeypatch.setattr(Layer, "update", watched)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        if verb == "merge":
+            xadapt.merge(adapter, base, out)
+        else:
+            xadapt.export_lora(adapter, base, out, rank=4)
+    finally:
+        torch.set_num_threads(threads)
+    assert most == [1] * 6
 
 
 class TestTies:

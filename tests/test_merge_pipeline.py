@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 pytest.importorskip("diffusers", reason="diffusers is an extra: pip install xadapt[diffusers]")
@@ -61,6 +62,52 @@ def test_a_component_by_itself(pipeline: Path, tmp_path: Path) -> None:
     adapter = make_adapter(tmp_path / "adapter", LoraConfig(r=2, target_modules=["to_q"]), make_unet)
     xadapt.merge(adapter, pipeline / "unet", tmp_path / "merged")
     assert files_in(tmp_path / "merged") == files_in(pipeline / "unet")
+
+
+def test_an_open_component_brings_its_pipeline_along(pipeline: Path, tmp_path: Path) -> None:
+    adapter = adapter_for("unet", tmp_path / "adapter")
+    xadapt.merge(adapter, xadapt.open_base(pipeline, component="unet"), tmp_path / "merged", component="unet")
+    assert "text_encoder/config.json" in files_in(tmp_path / "merged")
+    xadapt.merge(adapter, xadapt.open_base(pipeline, component="unet"), tmp_path / "alone")
+    assert files_in(tmp_path / "alone") == files_in(pipeline / "unet")
+
+
+@pytest.mark.parametrize("how", ["opened", "folder"])
+@pytest.mark.parametrize("beside", ["nothing", "another pipeline"])
+def test_what_lies_beside_a_bare_folder_stays_there(how: str, beside: str, pipeline: Path, tmp_path: Path) -> None:
+    """A component says then which part of the adapter is meant."""
+    (pipeline / "model_index.json").write_text('{"_class_name": "X"}')
+    if beside == "nothing":
+        (pipeline / "model_index.json").unlink()
+    base: Any = pipeline / "unet"
+    base = xadapt.open_base(base) if how == "opened" else base
+    plan = xadapt.merge(adapter_for("unet", tmp_path / "adapter"), base, tmp_path / "merged", component="unet")
+    assert files_in(tmp_path / "merged") == files_in(pipeline / "unet")
+    assert len(plan.files) == 2
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_a_part_of_a_file_onto_a_bare_folder(component: str, suffix: str, pipeline: Path, tmp_path: Path) -> None:
+    tensors: dict[str, Tensor] = {}
+    for name in COMPONENTS:
+        file = tmp_path / f"{name}.safetensors"
+        adapter = adapter_for(name, tmp_path / name)
+        xadapt.export_lora(adapter, pipeline, file, layout="kohya", component=name)
+        tensors |= load_file(file)
+    both, base = tmp_path / f"both{suffix}", pipeline / component
+    save_file(tensors, both) if suffix == ".safetensors" else torch.save(tensors, both)
+    options: Any = {"component": component, "allow_pickle": suffix == ".bin"}
+    with pytest.raises(ValueError, match=r"choose one: component='text_encoder' or 'unet'"):
+        xadapt.merge(both, base, tmp_path / "one", allow_pickle=True)
+    xadapt.merge(tmp_path / component, pipeline, tmp_path / "one", component=component)
+    xadapt.merge(both, base, tmp_path / "two", **options)
+    one, two = tensors_of(tmp_path / "one" / component), tensors_of(tmp_path / "two")
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, rtol=1e-5, atol=1e-6)
+    report = xadapt.export_lora(both, base, tmp_path / "lora", **options)
+    assert report.exact
+    assert len(report.layers) == len(xadapt.plan_merge(both, base, tmp_path / "x", **options).layers)
 
 
 def test_which_component_is_not_guessed(pipeline: Path, tmp_path: Path) -> None:

@@ -8,14 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoHaConfig, LoraConfig, PromptTuningConfig, get_peft_model, get_peft_model_state_dict
+from peft import (
+    AdaLoraConfig,
+    LoHaConfig,
+    LoraConfig,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from torch import nn
 
 import xadapt
-from xadapt import InputAdaConfig
+from xadapt import HybridAdaConfig, InputAdaConfig, OutputAdaConfig
+from xadapt.folding import layers_of
 from xadapt.layouts import write_diffusers
 from xadapt.layouts.plain import PlainLora
-from xadapt.reading import components_of, detach, read_adapter
+from xadapt.reading import detach, read_adapter
 from xadapt.sources import adapters_from
 
 MakeBase = Callable[..., nn.Module]
@@ -74,11 +83,34 @@ def test_of_several_adapters_one_is_chosen(llama: nn.Module) -> None:
         detach(model)
 
 
-def test_a_rescaled_adapter_is_refused(llama: nn.Module) -> None:
-    model = trained(llama, LoraConfig(r=2, target_modules=TARGETS))
-    next(module for module in model.modules() if hasattr(module, "set_scale")).set_scale("default", 0.5)
-    with pytest.raises(ValueError, match=r"rescaled to .*weights="):
+SCALED: dict[str, Callable[[], Any]] = {
+    "lora": lambda: LoraConfig(r=2, lora_alpha=3, target_modules=TARGETS, alpha_pattern={"q_proj": 5}),
+    "input": lambda: InputAdaConfig(r=2, target_modules=TARGETS, alpha_pattern={"q_proj": 5}),
+    "output": lambda: OutputAdaConfig(r=2, use_rslora=True, target_modules=TARGETS),
+    "hybrid": lambda: HybridAdaConfig(r=4, feature_r=1, target_modules=TARGETS),
+    "rslora hybrid": lambda: HybridAdaConfig(r=4, feature_r=3, use_rslora=True, target_modules=TARGETS),
+    "adalora": lambda: AdaLoraConfig(init_r=4, target_r=2, total_step=10, target_modules=TARGETS),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_a_rescaled_adapter_is_refused(name: str, llama: nn.Module) -> None:
+    model = trained(llama, SCALED[name]())
+    assert detach(model).tensors
+    for module in model.modules():
+        if hasattr(module, "set_scale"):
+            module.set_scale("default", 0.5)
+    with pytest.raises(ValueError, match=r"q_proj of adapter 'default' was rescaled to .*weights="):
         detach(model)
+
+
+def test_what_all_layers_share_is_read_too(llama: nn.Module, tmp_path: Path) -> None:
+    model = trained(llama, VeraConfig(r=2, target_modules=["q_proj", "o_proj"]))
+    xadapt.save(model, tmp_path / "adapter")
+    stored, live = read_adapter(tmp_path / "adapter"), detach(model)
+    assert stored.tensors.keys() == live.tensors.keys()
+    assert stored.tensors["base_model.vera_A"].shape == (2, 32)
+    assert all(torch.equal(tensor, live.tensors[name]) for name, tensor in stored.tensors.items())
 
 
 class TestFiles:
@@ -96,7 +128,6 @@ class TestFiles:
         return write_diffusers(components, tmp_path / "lora.safetensors")
 
     def test_one_component_is_chosen(self, file: Path) -> None:
-        assert components_of(file) == ("text_encoder", "unet")
         adapter = read_adapter(file, component="unet")
         assert adapter.kind.name == "lora"
         assert set(adapter.tensors) == {
@@ -107,6 +138,15 @@ class TestFiles:
             read_adapter(file)
         with pytest.raises(ValueError, match=r"component='transformer'; choose"):
             read_adapter(file, component="transformer")
+
+    def test_a_path_is_a_whole_path(self, tmp_path: Path) -> None:
+        """FLUX has proj_out, and single_transformer_blocks.N.proj_out; as the end of a path the first would match both."""
+        tensors = {"proj_out.lora_A.weight": torch.randn(2, 8), "proj_out.lora_B.weight": torch.randn(8, 2)}
+        lora = PlainLora(LoraConfig(r=2, target_modules=["proj_out"]), tensors)
+        path = write_diffusers({"transformer": lora}, tmp_path / "lora.safetensors")
+        base = nn.ModuleDict({"proj_out": nn.Linear(8, 8), "blocks": nn.ModuleDict({"proj_out": nn.Linear(8, 8)})})
+        (layer,) = layers_of([read_adapter(path)], xadapt.open_base(base))
+        assert layer.path == "proj_out"
 
     def test_a_folder_of_diffusers_is_read(self, file: Path, tmp_path: Path) -> None:
         folder = tmp_path / "folder"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xadapt.matrix import Dense, LowRank
-from xadapt.truncate import Truncation, truncate
+from xadapt.truncate import EXACT, Truncation, exact_rank, truncate
 
 
 def matrix_with(values: Tensor, rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -91,6 +91,24 @@ class TestToAShareOfTheEnergy:
         assert 1 - residual**2 >= energy - 1e-6
         if cut.rank > 1 and energy < 1:
             assert 1 - best_error(matrix, cut.rank - 1) ** 2 < energy + 1e-6
+
+
+@pytest.mark.parametrize("rank", [1, 3, 40])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_rank_that_loses_nothing(rank: int, scale: float) -> None:
+    matrix = scale * matrix_with(torch.linspace(1, 2, rank, dtype=torch.float64), 150, 200)
+    matrix += 1e-8 * scale * torch.randn(150, 200, generator=torch.Generator().manual_seed(1))
+    assert exact_rank(Dense(matrix)) == rank
+    assert truncate(Dense(matrix), Truncation(rank=rank))[1] <= EXACT
+    assert exact_rank(Dense(matrix), limit=rank) == rank
+    if rank > 1:
+        assert exact_rank(Dense(matrix), limit=rank - 1) is None
+
+
+def test_a_full_rank_is_no_low_one() -> None:
+    for shape in ((150, 200), (20, 30)):
+        assert exact_rank(Dense(matrix_with(torch.ones(min(shape), dtype=torch.float64), *shape))) is None
+    assert exact_rank(Dense(torch.zeros(50, 60))) == 1
 
 
 @pytest.mark.parametrize("to", [Truncation(rank=4), Truncation(energy=0.9)])

@@ -14,23 +14,60 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
+from xadapt import registry
 from xadapt.errors import some
 from xadapt.matrix import Dense
 from xadapt.peft_internals import BaseTunerLayer
 from xadapt.update import Fold, Update, calculating_in, to_stored
 
-PREFIX = "base_model.model."  # PeftModel's, before every name in its files
+PREFIX = "base_model.model."  # PeftModel's, before the name of every layer's tensor in its files
+WIDE = "base_model."  # and before what all of an adapter's layers share, as VeRA's projections
+
+# Those of PEFT's own methods that merge alike here and on the whole base: tests/test_every_peft_type.py. The others take
+# something out of the base's weights when they are attached, and here they would find zeros. Plug-ins answer for their own.
+EXACT = frozenset(
+    {
+        "ADALORA",
+        "BEFT",
+        "BOFT",
+        "C3A",
+        "DEFT",
+        "DELORA",
+        "FOURIERFT",
+        "GLORA",
+        "GRALORA",
+        "HIRA",
+        "HRA",
+        "IA3",
+        "LOHA",
+        "LOKR",
+        "MISS",
+        "OFT",
+        "PEANUT",
+        "PVERA",
+        "RANDLORA",
+        "ROAD",
+        "SHIRA",
+        "TINYLORA",
+        "TRAINABLE_TOKENS",
+        "UNILORA",
+        "VBLORA",
+        "VERA",
+        "WAVEFT",
+    }
+)
 
 
 def attach(skeleton: nn.Module, config: PeftConfig, tensors: Mapping[str, Tensor]) -> PeftModel:
     """The adapter on a model without weights, which is changed in place. Costs the memory of the adapter.
 
     Raises:
-        ValueError: the adapter does not fit this model.
+        ValueError: the adapter does not fit this model, or is of a type that needs the model's weights.
     """
+    _check_type(config)
     _hollow(skeleton)
     config = copy.deepcopy(config)
     config.modules_to_save = None  # type: ignore[attr-defined]  # these are no layers, and their tensors are not given
@@ -39,7 +76,7 @@ def attach(skeleton: nn.Module, config: PeftConfig, tensors: Mapping[str, Tensor
         try:
             model = PeftModel(skeleton, config)
             wanted = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
-            given = {PREFIX + name: tensor for name, tensor in tensors.items()}
+            given = {_in_file(name, skeleton): tensor for name, tensor in tensors.items()}
             result: Any = set_peft_model_state_dict(model, given)
         except RuntimeError as error:
             raise ValueError(f"The adapter does not fit this base: {error}") from error
@@ -51,6 +88,20 @@ def attach(skeleton: nn.Module, config: PeftConfig, tensors: Mapping[str, Tensor
     if absent and result.missing_keys:  # PEFT renames some tensors on loading, so its word is needed too
         raise ValueError(f"The adapter lacks tensors for layers that its config targets in this base: {some(absent)}.")
     return model.eval()
+
+
+def _check_type(config: PeftConfig) -> None:
+    peft_type = str(PeftType(config.peft_type).value)
+    if peft_type not in EXACT and registry.kind_of(peft_type) is None:
+        raise ValueError(
+            f"An adapter of type {peft_type} cannot be told from its file alone: what it adds may depend on the weights of the "
+            "base that it is loaded onto. Let PEFT merge it: PeftModel.from_pretrained(model, folder).merge_and_unload(), then "
+            f"save_pretrained. These types can be exported and merged here: LORA, {', '.join(sorted(EXACT))}."
+        )
+
+
+def _in_file(name: str, skeleton: nn.Module) -> str:
+    return name if name.startswith(WIDE) and "base_model" not in skeleton._modules else PREFIX + name
 
 
 def updates_of(model: PeftModel) -> dict[str, Fold]:

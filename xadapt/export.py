@@ -14,18 +14,20 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from xadapt.base import CheckpointBase, LiveBase, open_base
+from xadapt.base import CheckpointBase, LiveBase
+from xadapt.choices import DTYPES, LAYOUTS, NAMES
 from xadapt.contract import Adapter
 from xadapt.errors import did_you_mean, some
 from xadapt.folding import Layer, layers_of, saved_modules
 from xadapt.layouts import PlainLora, minimal_config, write_diffusers, write_kohya, write_peft
+from xadapt.layouts.flux import is_flux
 from xadapt.layouts.writing import free_file, free_folder
-from xadapt.matrix import Dense, LowRank
-from xadapt.sources import AdapterSource, adapters_from, is_path
-from xadapt.truncate import Truncation, truncate
+from xadapt.matrix import Dense, LowRank, Matrix
+from xadapt.merge_shard import in_turn
+from xadapt.opening import open_for, pipeline_of
+from xadapt.sources import AdapterSource, adapters_from
+from xadapt.truncate import EXACT, Truncation, exact_rank, truncate
 from xadapt.workers import each
-
-LAYOUTS = ("peft", "diffusers", "kohya")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class ExportedLayer:
     path: str
     rank: int
     residual: float
-    """‖ΔW − LoRA‖ / ‖ΔW‖ (Frobenius): 0 where the LoRA is the update itself, up to rounding."""
+    """‖ΔW − LoRA‖ / ‖ΔW‖ (Frobenius), before the rounding to the written dtype: 0 where nothing was cut."""
     dropped_bias: float
     """‖Δb‖ of a bias that was left out by drop_bias, in the units of the layer's output; 0 where none was."""
 
@@ -52,8 +54,8 @@ class ExportReport:
 
     @property
     def exact(self) -> bool:
-        """Whether the LoRA says the same as the adapter, up to rounding."""
-        return all(layer.residual == 0 and layer.dropped_bias == 0 for layer in self.layers)
+        """Whether the LoRA says the same as the adapter, up to rounding: residuals of 1e-5 are float32's."""
+        return all(layer.residual <= EXACT and layer.dropped_bias == 0 for layer in self.layers)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -83,11 +85,13 @@ def export_lora(
     *,
     layout: str = "peft",
     component: str | None = None,
+    name: str | None = None,
     dtype: torch.dtype | None = None,
     weights: Sequence[float] | None = None,
     rank: int | None = None,
     energy: float | None = None,
     drop_bias: bool = False,
+    variant: str | None = None,
     overwrite: bool = False,
     allow_pickle: bool = False,
     progress: bool = False,
@@ -95,7 +99,9 @@ def export_lora(
     """Writes the plain LoRA that an adapter is on one base. Reads the weights of the adapted layers, one after another.
 
     An adapter of LoRA's own kind, in any space, keeps its rank, and nothing is approximated; several adapters add up to the
-    sum of their ranks. Products are taken in float32, and rounded once to `dtype`.
+    sum of their ranks. Products are taken in float32, and rounded once to `dtype`. NaN and infinity are refused in what is
+    read; a stock LoRA is its own update on any base, so of the base's weights nothing is read for it. Memory is that of
+    the LoRA; where an update is cut (`rank`, `energy`), about 30 times the largest adapted tensor of a bfloat16 base.
 
         xadapt.export_lora("my-adapter/", "llama-instruct/", "my-lora/")
 
@@ -104,12 +110,15 @@ def export_lora(
         base: the checkpoint to export for: a folder, a pipeline's folder with `component`, a hub id, a live model.
         out: the folder (layout="peft") or the .safetensors file to write.
         layout: "peft", "diffusers" (`pipe.load_lora_weights`) or "kohya" (sd-scripts, ComfyUI, A1111).
-        component: "unet", "transformer", "text_encoder" … of a pipeline; taken from the base's class by default.
-        dtype: of the written tensors; the adapter's own by default.
+        component: which part, of a pipeline and of a LoRA file that holds several: "unet", "transformer", "text_encoder" …
+        name: the component in the written names (diffusers, kohya), where base and `component` do not tell it:
+            "text_encoder_1" is kohya's for the first encoder of SDXL and FLUX, "text_encoder" for that of SD1.5.
+        dtype: float32, bfloat16, float16 or float64, of the written tensors; the adapter's own by default.
         weights: how each of several adapters counts; 1 by default.
         rank: cut every layer to this rank at most. Adapters that are no LoRA (DoRA, LoHa, full …) need this or `energy`.
         energy: cut to the smallest rank that keeps this share of the update's squared norm, for example 0.99.
         drop_bias: leave out what moves a bias, where the layout has no place for it. The report says how much.
+        variant: "fp16" reads the base's files with that in their names.
 
     Raises:
         ValueError: the adapter does not fit the base, is no LoRA and neither rank nor energy is given, or the layout cannot
@@ -118,52 +127,98 @@ def export_lora(
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} is no layout. {did_you_mean(layout, LAYOUTS)}")
     to = Truncation(rank, energy)
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype}: a LoRA is written in a floating-point dtype, for example torch.bfloat16.")
+    _check_dtype(dtype)
     adapters = adapters_from(adapter, component, allow_pickle)
-    opened = open_base(base, component=component, allow_pickle=allow_pickle) if is_path(base) else open_base(base)
+    opened = open_for(base, component, allow_pickle, variant)
     _refuse_saved_modules(adapters)
-    component = "" if layout == "peft" else _component_for(layout, component or component_name(opened))
+    named = _named(layout, name, component, opened)
     (free_folder if layout == "peft" else free_file)(out, overwrite)
     layers = layers_of(adapters, opened, weights)
     options = _Options(to, dtype or _dtype(adapters), drop_bias)
     tensors = opened.weights()
     parts = list(each(lambda layer: _part(layer, tensors, options), layers, "exporting", progress))
     lora = _plain_lora(layers, parts, opened, options.dtype)
-    path = _write(lora, layout, Path(out), component, overwrite)
+    path = _write(lora, layout, Path(out), named, overwrite)
     reports = tuple(part.report for part in parts)
     return ExportReport(path, opened.name, layout, str(options.dtype).removeprefix("torch."), reports)
 
 
-def component_name(base: CheckpointBase | LiveBase) -> str:
-    """What pipelines call a model of this class."""
-    name = type(base.modules()[""]).__name__
-    if "UNet" in name:
-        return "unet"
-    if "CLIPTextModel" in name:
-        return "text_encoder"
-    return "transformer" if "Transformer" in name else ""
+def _check_dtype(dtype: object) -> None:
+    known = ", ".join(f"torch.{name}" for name in DTYPES)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype={dtype!r} is no torch.dtype; pass one of {known}.")
+    if dtype is not None and dtype not in _dtypes():
+        raise ValueError(f"dtype={dtype}: a LoRA is written in a floating-point dtype that loaders read: {known}.")
 
 
-def _component_for(layout: str, component: str) -> str:
-    if not component:
+def _dtypes() -> tuple[torch.dtype, ...]:
+    return tuple(getattr(torch, name) for name in DTYPES)
+
+
+def _named(layout: str, name: str | None, component: str | None, base: CheckpointBase | LiveBase) -> str:
+    """The component in the names of a layout; none in a PEFT folder, which is for one."""
+    if layout == "peft":
+        if name is not None:
+            raise ValueError(f"name={name!r}: layout='peft' names no component; leave name out.")
+        return ""
+    pipeline = pipeline_of(base)
+    if name is None and isinstance(base, CheckpointBase) and pipeline is not None:
+        name = base.folder.name
+        if layout == "kohya" and name == "text_encoder" and any(pipeline.get("text_encoder_2") or ()):
+            name = "text_encoder_1"
+    elif name is None:
+        name = component or _name_by_class(layout, base)
+        if layout == "kohya" and name == "text_encoder":
+            raise ValueError(
+                "layout='kohya' has one name for the text encoder of SD1.5 and another for the first of SDXL and FLUX, and "
+                "this base is not in a pipeline that tells: pass name='text_encoder' for SD1.5, name='text_encoder_1' for "
+                "the others, or the pipeline's folder with component='text_encoder'."
+            )
+    if name not in NAMES[layout]:
         raise ValueError(
-            f"layout={layout!r} names every layer by its component, and this base is no U-Net, transformer or CLIP text encoder "
-            "of a pipeline that is known: pass component=…, or write layout='peft'."
+            f"layout={layout!r} has no names for the component {name!r}: pass name=… with one of "
+            f"{', '.join(NAMES[layout])}, or write layout='peft'."
         )
-    return component
+    if layout == "kohya" and name == "transformer" and not is_flux(base.modules()[""]):
+        raise ValueError(
+            f"layout='kohya' has names for FLUX's transformer alone, and this one is of class {_class_of(base)}: "
+            "write layout='diffusers' or layout='peft'."
+        )
+    return name
+
+
+def _name_by_class(layout: str, base: CheckpointBase | LiveBase) -> str:
+    """What pipelines call a model of this class."""
+    cls = _class_of(base)
+    if "UNet" in cls:
+        return "unet"
+    if cls == "CLIPTextModel":
+        return "text_encoder"
+    if cls == "CLIPTextModelWithProjection":
+        raise ValueError(
+            f"layout={layout!r} names every layer by its component, and a CLIPTextModelWithProjection is the second text "
+            "encoder of SDXL and SD3, and the first of SD3: pass name='text_encoder_2' or name='text_encoder'."
+        )
+    if "Transformer" in cls:
+        return "transformer"
+    raise ValueError(
+        f"layout={layout!r} names every layer by its component, and this base, a {cls}, is no U-Net, transformer or CLIP "
+        "text encoder of a pipeline that is known: pass component=…, or write layout='peft'."
+    )
+
+
+def _class_of(base: CheckpointBase | LiveBase) -> str:
+    return type(base.modules()[""]).__name__
 
 
 def _part(layer: Layer, weights: Mapping[str, Tensor], options: _Options) -> _Part:
     _check_convolution(layer)
-    update = layer.update(weights)
+    with in_turn(layer.fits):
+        update = layer.update(weights)
     matrix, residual = update.matrix, 0.0
     if isinstance(matrix, Dense) or (options.to.asked and _exceeds(matrix, options.to)):
         if not options.to.asked:
-            raise ValueError(
-                f"{layer.path}: this adapter is no LoRA (its update has full rank), so a LoRA can only approximate it. Say how "
-                "closely, rank=… or energy=0.99 (--rank, --energy), or put it into the weights exactly: xadapt merge."
-            )
+            raise ValueError(_no_lora(layer, matrix))
         matrix, residual = truncate(matrix, options.to)
     bias, dropped = update.bias, 0.0
     if bias is not None and (options.drop_bias or not bool(bias.any())):
@@ -171,6 +226,20 @@ def _part(layer: Layer, weights: Mapping[str, Tensor], options: _Options) -> _Pa
     cast = LowRank(_cast(layer, matrix.left, options.dtype), _cast(layer, matrix.right, options.dtype))
     report = ExportedLayer(layer.path, matrix.rank, residual, dropped)
     return _Part(report, cast, None if bias is None else _cast(layer, bias, options.dtype))
+
+
+def _no_lora(layer: Layer, matrix: Matrix) -> str:
+    rank = exact_rank(matrix)
+    if rank is not None:
+        return (
+            f"{layer.path}: this adapter is no LoRA by its form, but up to rounding its update has rank {rank} here: rank={rank} "
+            "would keep all of this layer. Say how closely to follow the others, with rank=… or energy=0.99 for example, or "
+            "put it into the weights exactly: xadapt merge."
+        )
+    return (
+        f"{layer.path}: this adapter is no LoRA (its update has full rank), so a LoRA can only approximate it. Say how "
+        "closely, with rank=… or energy=0.99 for example, or put it into the weights exactly: xadapt merge."
+    )
 
 
 def _check_convolution(layer: Layer) -> None:
@@ -249,8 +318,9 @@ def _refuse_saved_modules(adapters: Iterable[Adapter]) -> None:
 
 
 def _dtype(adapters: Iterable[Adapter]) -> torch.dtype:
-    """The widest floating-point type among the adapters' tensors."""
+    """The widest floating-point type among the adapters' tensors; float32 for the 8-bit ones, which loaders do not read."""
     dtypes = [t.dtype for adapter in adapters for t in adapter.tensors.values() if t.is_floating_point()]
+    dtypes = [dtype if dtype in _dtypes() else torch.float32 for dtype in dtypes]
     return reduce(torch.promote_types, dtypes)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +15,8 @@ from xadapt.attached import attach, updates_of
 from xadapt.contract import Adapter, Base, PeftKind
 from xadapt.errors import some
 from xadapt.finite import is_finite
-from xadapt.layouts.names import in_base
-from xadapt.peft_internals import check_target_module_exists
+from xadapt.layouts.names import in_base, named_as_in, places_in
+from xadapt.peft_internals import PEFT_TYPE_TO_PREFIX_MAPPING, BaseTunerLayer, PeftType, check_target_module_exists
 from xadapt.update import Fold, Update, to_stored, total
 
 
@@ -91,7 +93,7 @@ class Layer:
 
 
 def layers_of(adapters: Sequence[Adapter], base: Base, factors: Sequence[float] | None = None) -> list[Layer]:
-    """The layers of `base` that these adapters change, in the order of its modules. Opens no weight.
+    """The layers of `base` that these adapters change, in the order of its modules. Opens no weight that no adapter carries.
 
     Args:
         adapters: what is added up.
@@ -99,12 +101,16 @@ def layers_of(adapters: Sequence[Adapter], base: Base, factors: Sequence[float] 
 
     Raises:
         ValueError: an adapter does not fit the base: it has layers that the base lacks, lacks layers that its config targets,
-            or shapes differ.
+            or shapes differ; or it is of a sort whose update its file alone does not tell.
+        TypeError: `factors` are no numbers.
     """
-    factors = [1.0] * len(adapters) if factors is None else [float(factor) for factor in factors]
-    if len(factors) != len(adapters):
-        raise ValueError(f"{len(adapters)} adapters and {len(factors)} weights: pass one weight for each adapter.")
+    factors = _numbers(factors, len(adapters))
     modules = base.modules()
+    inside = [path for path, module in modules.items() if isinstance(module, BaseTunerLayer)]
+    if inside:
+        raise ValueError(
+            f"{base.name} has adapters in it, at {some(inside)}: pass the base as it was before, or model.unload() first."
+        )
     folds: dict[str, list[tuple[Fold, float]]] = {}
     attached = True
     for adapter, factor in zip(adapters, factors, strict=True):
@@ -112,14 +118,17 @@ def layers_of(adapters: Sequence[Adapter], base: Base, factors: Sequence[float] 
             raise ValueError(
                 f"An adapter of kind {adapter.kind.name!r} adds nothing to a base's weights: it is used as it is."
             )
-        tensors = _layer_tensors(adapter)
+        _check_saved(adapter, modules)
+        tensors = _layer_tensors(adapter, base, modules)
         found = adapter.kind.updates(adapter.config, tensors)
         if found is None:
-            found = updates_of(attach(base.skeleton(), adapter.config, tensors))
+            config, renamed = named_as_in(adapter.config, tensors, modules)
+            found = updates_of(attach(base.skeleton(), config, renamed))
             _check_places(adapter.config, found, modules)
         else:
             attached = False
-            found = {in_base(path, modules) or path: fold for path, fold in found.items()}
+            places = places_in(found, modules)
+            found = {places[path]: fold for path, fold in found.items()}
             _check_coverage(adapter.config, found, base, modules)
         for path, fold in found.items():
             folds.setdefault(path, []).append((fold, factor))
@@ -128,25 +137,96 @@ def layers_of(adapters: Sequence[Adapter], base: Base, factors: Sequence[float] 
 
 def saved_modules(adapter: Adapter) -> dict[str, Tensor]:
     """Tensors of the base that this adapter brings along whole (modules_to_save), by their name in the base."""
-    wanted = getattr(adapter.config, "modules_to_save", None) or ()
-    return {name: tensor for name, tensor in adapter.tensors.items() if _is_saved(name, wanted)}
+    return {name: tensor for name, tensor in adapter.tensors.items() if _is_saved(name, adapter.config)}
 
 
-def _layer_tensors(adapter: Adapter) -> dict[str, Tensor]:
-    """The adapter's tensors without what it brings along whole."""
+def _numbers(weights: Any, count: int) -> list[float]:
+    """How each of the adapters counts."""
+    if weights is None:
+        return [1.0] * count
+    if isinstance(weights, str) or not isinstance(weights, Iterable):
+        raise TypeError(f"weights={weights!r}: pass one weight for each adapter, weights=[{weights!r}].")
+    given = list(weights)
+    if len(given) != count:
+        raise ValueError(f"{count} adapters and {len(given)} weights: pass one weight for each adapter.")
+    try:
+        numbers = [math.nan if isinstance(weight, str) else float(weight) for weight in given]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"weights={given!r}: each is a number, how much that adapter counts.") from error
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"weights={given!r}: each is a finite number, how much that adapter counts.")
+    return numbers
+
+
+def _layer_tensors(adapter: Adapter, base: Base, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The adapter's tensors without what it brings along whole, and without what is the base's own."""
     config: Any = adapter.config
     if getattr(config, "bias", "none") != "none":
         raise ValueError(
             f"The adapter was trained with bias={config.bias!r}: it also changes biases of the base, which cannot be told "
             "from its file alone. Load it and use PEFT's merge_and_unload."
         )
-    wanted = getattr(config, "modules_to_save", None) or ()
-    return {name: tensor for name, tensor in adapter.tensors.items() if not _is_saved(name, wanted)}
+    tensors = {name: tensor for name, tensor in adapter.tensors.items() if not _is_saved(name, config)}
+    carried = {name: own for name in tensors if (own := _base_name(name, modules))}
+    for name, own in carried.items():
+        _check_carried(own, tensors[name], base)
+    return {name: tensor for name, tensor in tensors.items() if name not in carried}
 
 
-def _is_saved(name: str, modules_to_save: Sequence[str]) -> bool:
-    """PEFT's rule: the path of a module to save ends in one of these names."""
-    return any(f".{module}." in f".{name}" for module in modules_to_save)
+def _is_saved(name: str, config: Any) -> bool:
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(PeftType(config.peft_type))
+    if prefix and f".{prefix}" in name:  # proj_out.lora_A.weight, beside modules_to_save=["out"]
+        return False
+    parts = name.split(".")
+    return any(_is_to_save(".".join(parts[:length]), config) for length in range(1, len(parts)))
+
+
+def _is_to_save(path: str, config: Any) -> bool:
+    """PEFT's rule for modules_to_save, which is another one than that for target_modules: the end of the string."""
+    return any(path.endswith(name) for name in getattr(config, "modules_to_save", None) or ())
+
+
+def _check_saved(adapter: Adapter, modules: Mapping[str, nn.Module]) -> None:
+    """Refuses an adapter without the modules that it says it brings along: training has changed them."""
+    saved = [f"{name}." for name in saved_modules(adapter)]
+    lacking = []
+    for path, module in modules.items():
+        if path and _is_to_save(path, adapter.config) and module.state_dict():
+            names = (path, path.removeprefix("text_model."), f"text_model.{path}")
+            if not any(name.startswith(f"{own}.") for own in names for name in saved):
+                lacking.append(path)
+    if lacking:
+        raise ValueError(
+            f"The adapter's config says that it brings {some(lacking)} along whole (modules_to_save), and its file has no "
+            "tensors for that: save the adapter again with PEFT's save_pretrained, where it was trained."
+        )
+
+
+def _base_name(name: str, modules: Mapping[str, nn.Module]) -> str | None:
+    """The base's own tensor that an adapter's file carries under this name, or None if it is one of the adapter's.
+
+    PEFT's save_pretrained writes the embeddings too, where they are adapted or the vocabulary has another size.
+    """
+    path, _, attribute = re.sub(r"(\.base_layer)+\.", ".", name).rpartition(".")
+    place = in_base(path, modules)
+    own = place and isinstance(getattr(modules[place], attribute, None), Tensor)
+    return f"{place}.{attribute}" if own else None
+
+
+def _check_carried(name: str, tensor: Tensor, base: Base) -> None:
+    weight = base.weights()[name]
+    if tensor.shape != weight.shape:
+        raise ValueError(
+            f"The adapter's file carries the base's {name}, of shape {tuple(tensor.shape)}, and {base.name} has "
+            f"{tuple(weight.shape)}: it was trained after resize_token_embeddings. Resize the base in the same way, save it, and "
+            "give that one."
+        )
+    if not (torch.equal(weight.to(tensor), tensor) or torch.equal(tensor.to(weight), weight)):
+        raise ValueError(
+            f"The adapter's file carries the base's {name}, with other numbers than {base.name} has. Where those of this base "
+            "are meant, save the adapter without them: model.save_pretrained(folder, save_embedding_layers=False); "
+            "else give the base that it was trained on."
+        )
 
 
 def _check_places(config: Any, folds: Mapping[str, Fold], modules: Mapping[str, nn.Module]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xadapt.base import open_base
+from xadapt.attached import WIDE
 from xadapt.contract import Adapter, Base
 from xadapt.factors import scaling_of
 from xadapt.fingerprint import Match, compare
 from xadapt.folding import layers_of
+from xadapt.layouts.names import in_base, places_in
 from xadapt.matrix import LowRank
+from xadapt.opening import open_for
 from xadapt.peft_internals import PEFT_TYPE_TO_PREFIX_MAPPING, PeftType
 from xadapt.reading import read_adapter
-from xadapt.sources import is_path
 from xadapt.workers import each
 
 
@@ -76,6 +77,7 @@ def inspect(
     *,
     component: str | None = None,
     allow_pickle: bool = False,
+    variant: str | None = None,
     progress: bool = False,
 ) -> Inspection:
     """Reads an adapter, and of a base the adapted layers.
@@ -84,6 +86,7 @@ def inspect(
         adapter: a PEFT folder, or a LoRA file of diffusers or kohya.
         base: a checkpoint's folder, a hub id or a live model to hold it against.
         component: which part of a LoRA file or a pipeline.
+        variant: "fp16" reads the base's files with that in their names.
 
     Raises:
         ValueError: the adapter cannot be read, or does not fit the base.
@@ -94,7 +97,7 @@ def inspect(
     layers = [_look(path, tensors, config) for path, tensors in groups.items()]
     name = None
     if base is not None:
-        opened = open_base(base, component=component, allow_pickle=allow_pickle) if is_path(base) else open_base(base)
+        opened = open_for(base, component, allow_pickle, variant)
         layers, name = _hold_against(layers, read, opened, progress), opened.name
     tensors = read.tensors.values()
     return Inspection(
@@ -131,7 +134,7 @@ def _by_layer(adapter: Adapter) -> dict[str, dict[str, Tensor]]:
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in adapter.tensors.items():
         path, found, _ = name.partition(f".{prefix}")
-        if found:
+        if found and not name.startswith(WIDE):
             path = path.removesuffix(".parameter_space")  # of a hybrid
             groups.setdefault(path, {})[name.removeprefix(f"{path}.")] = tensor
     return groups
@@ -141,7 +144,8 @@ def _look(path: str, tensors: Mapping[str, Tensor], config: Any) -> InspectedLay
     parameters = sum(tensor.numel() for tensor in tensors.values())
     a = [tensor for name, tensor in tensors.items() if "lora_A.weight" in name or "lora_embedding_A" in name]
     b = [tensor for name, tensor in tensors.items() if "lora_B.weight" in name or "lora_embedding_B" in name]
-    if len(a) != len(b) or not a or not hasattr(config, "use_rslora"):
+    fit = len(a) == len(b) > 0 and all(down.shape[0] == up.shape[1] for down, up in zip(a, b, strict=True))
+    if not fit or not hasattr(config, "use_rslora"):  # BD-LoRA keeps only the blocks of one of the two
         return InspectedLayer(path, None, None, parameters, _norm(tensors.values()))
     rank = sum(part.shape[0] for part in a)
     scaling = scaling_of(config, path, rank)
@@ -155,10 +159,11 @@ def _norm(tensors: Any) -> float:
 
 
 def _hold_against(layers: list[InspectedLayer], adapter: Adapter, base: Base, progress: bool) -> list[InspectedLayer]:
-    weights = base.weights()
+    weights, modules = base.weights(), base.modules()
     recorded = getattr(adapter.config, "base_fingerprint", None) or {}
-    matches = compare(recorded, weights)
+    matches = compare({in_base(path, modules) or path: text for path, text in recorded.items()}, weights)
     adapted = layers_of([adapter], base)
+    places = places_in([layer.path for layer in layers], modules)
 
     def relative(layer: Any) -> tuple[str, float]:
         matrix = layer.update(weights).matrix
@@ -167,7 +172,7 @@ def _hold_against(layers: list[InspectedLayer], adapter: Adapter, base: Base, pr
         return layer.path, math.sqrt(matrix.energy / energy) if energy else math.inf
 
     updates = dict(each(relative, adapted, "holding against the base", progress))
-    known = {layer.path: layer for layer in layers}
+    known = {places[layer.path]: replace(layer, path=places[layer.path]) for layer in layers}
     # A tied adapter is stored with the first of its layers; the others have nothing of their own.
     return [
         InspectedLayer(

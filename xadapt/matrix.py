@@ -24,7 +24,7 @@ class Dense:
     @property
     def energy(self) -> float:
         """‖M‖², the Frobenius norm squared."""
-        return float(self.matrix.double().square().sum())
+        return sum((float(rows.double().square().sum()) for rows in torch.split(self.matrix, ROWS)), 0.0)
 
     def tensor(self) -> Tensor:
         return self.matrix

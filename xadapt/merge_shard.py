@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from xadapt.workers import each
 PIECE = 64 * 2**20  # bytes copied by one worker at a time
 BUFFER = 2**20  # bytes that one worker holds where the kernel does not copy by itself
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EXDEV)
+_ONE_AT_A_TIME = Lock()
 
 Summand = Matrix | Tensor
 """A Matrix is added to a tensor of the checkpoint, as `tensor.flatten(1)`; a Tensor takes its place."""
@@ -33,6 +36,8 @@ class Change:
     names: tuple[str, ...]
     summands: Callable[[], Mapping[str, Summand]]
     """By those names; ones that stay as they are may be absent."""
+    is_large: bool = False
+    """Whether PEFT makes the summands, with many copies of the tensor."""
 
 
 def write_shard(checkpoint: Checkpoint, source: Path, part: Path, changes: Sequence[Change], progress: bool) -> None:
@@ -56,6 +61,11 @@ def write_shard(checkpoint: Checkpoint, source: Path, part: Path, changes: Seque
         for _ in each(_run, jobs, f"merging {source.name}", progress):
             pass
         os.fsync(new.fileno())
+
+
+def in_turn(is_large: bool) -> AbstractContextManager[Any]:
+    """Layers that PEFT merges by itself take turns, over all threads: its copies of one large tensor are enough."""
+    return _ONE_AT_A_TIME if is_large else nullcontext()
 
 
 def _run(job: Callable[[], None]) -> None:
@@ -121,7 +131,8 @@ def _copy_some(old: int, new: int, start: int, end: int) -> int:
 
 
 def _write_change(checkpoint: Checkpoint, change: Change, new: int, offsets: Mapping[str, tuple[int, Entry]]) -> None:
-    summands = change.summands()
+    with in_turn(change.is_large):
+        summands = change.summands()
     for name in change.names:
         if name not in offsets:
             continue

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xadapt.base import CheckpointBase, open_base
+from xadapt.base import CheckpointBase
 from xadapt.contract import Adapter
 from xadapt.errors import some
 from xadapt.folding import Layer, layers_of, saved_modules
 from xadapt.matrix import Dense
 from xadapt.merge_files import FilePlan, WorkFolder, plan_files
 from xadapt.merge_shard import Change, Summand, bytes_of, write_shard
+from xadapt.opening import open_for, pipeline_of
 from xadapt.sources import AdapterSource, adapters_from, is_path
 from xadapt.update import stores_transpose
 from xadapt.version import __version__
@@ -77,32 +78,41 @@ def merge(
     *,
     component: str | None = None,
     weights: Sequence[float] | None = None,
+    variant: str | None = None,
+    allow_pickle: bool = False,
     progress: bool = False,
 ) -> MergePlan:
     """Writes the base's checkpoint with the adapter in its weights: the same files, shards, names and dtypes.
 
-    Only the adapted layers are calculated, each in float32 with one rounding at the end; all other bytes are copied. Memory
-    is a few strips of rows per thread. The result appears under `out` when it is whole, and not before. After a kill the
-    next call with the same arguments goes on where the last finished shard ends; any other end leaves nothing.
+    Only the adapted layers are calculated, each in float32 with one rounding at the end; all other bytes are copied, and
+    whether they hold NaN is not asked. Memory is a few strips of rows per thread for LoRAs, in any space. What PEFT has to
+    merge itself (DoRA, LoHa, OFT …) is made one layer at a time, whatever the number of threads, and takes about 25 times
+    the largest adapted tensor of a bfloat16 base.
+
+    The result appears under `out` when it is whole, and not before. After a kill the next call with the same arguments
+    goes on where the last finished shard ends; any other end leaves nothing.
 
         xadapt.merge("my-adapter/", "llama-instruct/", "llama-instruct-mine/")
 
     Args:
-        adapter: a PEFT folder, a LoRA file, a PeftModel, or several of these. Every PEFT method merges exactly.
+        adapter: a PEFT folder, a LoRA file, a PeftModel, or several of these, of any PEFT type that its file tells
+            whole; the types that take something out of the base's weights when they begin are refused.
         base: a checkpoint's folder, a pipeline's folder with `component`, or a hub id. A pipeline is written whole.
         out: a folder that does not exist yet.
-        component: which part of a pipeline the adapter is for.
+        component: which part the adapter is for, of a pipeline and of a LoRA file that holds several.
         weights: how each of several adapters counts; 1 by default.
+        variant: "fp16" merges into the files with that in their names; weights of other variants stay behind.
+        allow_pickle: also read an adapter from .bin and .pt files. Only tensors are unpickled.
 
     Returns:
         What was written.
 
     Raises:
         ValueError: the adapter does not fit, the base is quantised or not safetensors, a tied weight would change for all
-            that share it, or `out` exists.
+            that share it, a merged tensor would hold NaN or infinity, or `out` exists.
         OSError: there is no room or no permission. Nothing is left.
     """
-    prepared = _prepare(adapter, base, Path(out), component, weights)
+    prepared = _prepare(adapter, base, Path(out), component, weights, variant, allow_pickle)
     with WorkFolder(Path(out), prepared.key) as work:
         for file in prepared.plan.files:
             if file.action == "merge":
@@ -125,9 +135,11 @@ def plan_merge(
     *,
     component: str | None = None,
     weights: Sequence[float] | None = None,
+    variant: str | None = None,
+    allow_pickle: bool = False,
 ) -> MergePlan:
     """What `merge` would read and write. Reads the adapter and the base's headers, writes nothing. Arguments as there."""
-    return _prepare(adapter, base, Path(out), component, weights).plan
+    return _prepare(adapter, base, Path(out), component, weights, variant, allow_pickle).plan
 
 
 def _prepare(
@@ -136,8 +148,10 @@ def _prepare(
     out: Path,
     component: str | None,
     weights: Sequence[float] | None,
+    variant: str | None,
+    allow_pickle: bool,
 ) -> _Merge:
-    opened = open_base(base, component=component) if is_path(base) else open_base(base)
+    opened = open_for(base, component, allow_pickle, variant)
     if not isinstance(opened, CheckpointBase):
         raise ValueError(
             f"merge() writes a checkpoint, and {opened.name} is in memory: xadapt.load(model, adapter) and "
@@ -146,18 +160,26 @@ def _prepare(
     _check_mergeable(opened)
     if os.path.lexists(out):  # a link to nothing too
         raise ValueError(f"{out} exists already; choose a new folder for the merged checkpoint.")
-    adapters = adapters_from(adapter, component)
+    adapters = adapters_from(adapter, component, allow_pickle)
     layers = layers_of(adapters, opened, weights)
     for layer in layers:
         layer.rehearse()
-    changes = (*_layer_changes(layers, opened), *_replacements(adapters, opened))
-    root = opened.folder.parent if component is not None else opened.folder
+    changes = (*_layer_changes(layers, opened), *_replacements(adapters, opened, weights))
+    root = _root(base, opened, component)
     if root.resolve() in out.resolve().parents:
         raise ValueError(f"{out} lies in the base itself, {root}; choose a folder beside it.")
     files = plan_files(root, opened, changes)
     plan = MergePlan(opened.name, out, tuple(layer.path for layer in layers), files)
     state = _state(root, files)
     return _Merge(plan, opened, root, changes, state, _key(adapters, weights, state))
+
+
+def _root(base: Any, opened: CheckpointBase, component: str | None) -> Path:
+    """The folder that is written: the pipeline's where a component of one was asked for, or else the base's own."""
+    is_itself = is_path(base) and Path(base) == opened.folder
+    if component is None or is_itself or pipeline_of(opened) is None:
+        return opened.folder
+    return opened.folder.parent
 
 
 def _check_mergeable(base: CheckpointBase) -> None:
@@ -185,7 +207,7 @@ def _layer_changes(layers: Sequence[Layer], base: CheckpointBase) -> list[Change
             )
         weight, bias = base.stored_name(layer.weight_name), layer.bias_name and base.stored_name(layer.bias_name)
         names = (weight,) if bias is None else (weight, bias)
-        changes.append(Change(names, partial(_summands, layer, weights, weight, bias)))
+        changes.append(Change(names, partial(_summands, layer, weights, weight, bias), layer.fits))
     return changes
 
 
@@ -205,13 +227,18 @@ def _summands(layer: Layer, weights: Mapping[str, Tensor], weight: str, bias: st
     return summands
 
 
-def _replacements(adapters: Sequence[Adapter], base: CheckpointBase) -> list[Change]:
+def _replacements(adapters: Sequence[Adapter], base: CheckpointBase, weights: Sequence[float] | None) -> list[Change]:
     """Modules that an adapter brings along whole (modules_to_save)."""
     changes = []
     for adapter in adapters:
         for name, tensor in saved_modules(adapter).items():
             if len(adapters) > 1:
                 raise ValueError(f"One of several adapters brings {name} along whole: that cannot be added up.")
+            if weights is not None and weights[0] != 1:
+                raise ValueError(
+                    f"The adapter brings {name} along whole (modules_to_save), which takes the place of the base's and cannot "
+                    f"count weights=[{weights[0]}]: leave weights out."
+                )
             _check_tied_replacement(name, saved_modules(adapter), base)
             stored = base.stored_name(name)
             shape = base.checkpoint.entries[stored].shape
@@ -235,7 +262,7 @@ def _replacement(name: str, tensor: Tensor) -> dict[str, Summand]:
 
 
 def _state(root: Path, files: Sequence[FilePlan]) -> str:
-    """Which files these are, as far as can be told without reading them."""
+    """Which files these are and what becomes of them, as far as can be told without reading them."""
     lines = []
     for file in files:
         path = root / file.path
@@ -243,7 +270,7 @@ def _state(root: Path, files: Sequence[FilePlan]) -> str:
             stat = path.stat()
         except OSError as error:
             raise ValueError(f"{path} cannot be read any more ({error}); has the base changed?") from error
-        lines.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}")
+        lines.append(f"{path.resolve()} {file.action} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}")
     return "\n".join(lines)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -12,11 +13,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from xadapt import registry
-from xadapt.attached import PREFIX
+from xadapt.attached import PREFIX, WIDE
 from xadapt.contract import Adapter, PeftKind
 from xadapt.errors import some
 from xadapt.factors import scaling_of
 from xadapt.kinds import stock_kind
+from xadapt.peft_internals import BaseTunerLayer
 from xadapt.store import check_folder
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ def read_adapter(path: str | PathLike[str], *, component: str | None = None, all
 
     file = read_lora(path, allow_pickle=allow_pickle)
     lora = _choose(path, file.components, component)
+    # As a list, the paths would also match longer ones that end alike: proj_out, and single_transformer_blocks.0.proj_out.
+    lora.config.target_modules = "|".join(re.escape(path) for path in sorted(lora.layers()))
     return Adapter(kind=_kind("LORA"), config=lora.config, tensors=lora.tensors)
 
 
@@ -70,29 +74,27 @@ def detach(model: PeftModel, adapter_name: str | None = None) -> Adapter:
     return Adapter(kind=_kind(PeftType(config.peft_type).value), config=config, tensors=own)
 
 
-def _check_scales(model: PeftModel, config: PeftConfig, adapter_name: str) -> None:
-    if not hasattr(config, "lora_alpha") or hasattr(config, "feature_r"):
+def _check_scales(model: PeftModel, config: Any, adapter_name: str) -> None:
+    if not hasattr(config, "lora_alpha"):
         return
+    outer = ""
     for path, layer in model.get_base_model().named_modules():
+        if isinstance(layer, BaseTunerLayer) and not (outer and path.startswith(f"{outer}.")):
+            outer = path  # those within, which feature-space layers host, are scaled by the path of the layer itself
         scaling = getattr(layer, "scaling", None)
-        rank = getattr(layer, "r", None)
-        if not (isinstance(scaling, dict) and isinstance(rank, dict) and adapter_name in scaling):
+        ranks = getattr(layer, "r", None)
+        if not (isinstance(scaling, dict) and isinstance(ranks, dict) and adapter_name in scaling):
             continue
-        if abs(scaling[adapter_name] - scaling_of(config, path, rank[adapter_name])) > 1e-6:
+        rank = ranks[adapter_name]
+        if hasattr(config, "feature_r"):
+            rank = config.r  # both parts of a hybrid have the scaling of the rank in total
+        elif hasattr(config, "init_r"):
+            rank = 1  # AdaLoRA's rank changes in training, and its alpha is not divided by it
+        if abs(float(scaling[adapter_name]) - scaling_of(config, outer or path, rank)) > 1e-6:
             raise ValueError(
-                f"{path} of adapter {adapter_name!r} was rescaled to {scaling[adapter_name]}; undo it (unscale_layer), and "
-                "pass the factor as weights=[…] instead."
+                f"{outer or path} of adapter {adapter_name!r} was rescaled to {float(scaling[adapter_name])}; undo it "
+                "(unscale_layer), and pass the factor as weights=[…] instead."
             )
-
-
-def components_of(path: str | PathLike[str], *, allow_pickle: bool = False) -> tuple[str, ...]:
-    """The components that a LoRA file has an adapter for; empty for a PEFT folder, which is for one."""
-    path = Path(path)
-    if path.is_dir() and not _is_lora_folder(path):
-        return ()
-    from xadapt.layouts import read_lora
-
-    return tuple(sorted(read_lora(path, allow_pickle=allow_pickle).components))
 
 
 def _is_lora_folder(path: Path) -> bool:
@@ -116,7 +118,7 @@ def _kind(peft_type: str) -> PeftKind:
 def _tensors(file: Path) -> dict[str, Tensor]:
     with safe_open(file, framework="pt") as opened:
         names = list(opened.keys())
-        foreign = [name for name in names if not name.startswith(PREFIX)]
+        foreign = [name for name in names if not name.startswith(WIDE)]
         if foreign:
             raise ValueError(f"{file}: names in a PEFT folder start with {PREFIX!r}; these do not: {some(foreign)}.")
         return {name.removeprefix(PREFIX): opened.get_tensor(name) for name in names}

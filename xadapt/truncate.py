@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from xadapt.matrix import Dense, LowRank, Matrix, sum_rows
 
 OVERSAMPLING = 10  # Halko, Martinsson, Tropp 2011, §4.2
 ITERATIONS = 4
+EXACT = 1e-5
+"""What a residual may be if nothing is lost: float32's rounding, in the update and in its decomposition."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,17 @@ def truncate(matrix: Matrix, to: Truncation) -> tuple[LowRank, float]:
     root = values[:rank].sqrt()
     cut = LowRank(left[:, :rank] * root, root[:, None] * right[:rank])
     return cut, _residual(matrix, cut, values[rank:])
+
+
+def exact_rank(matrix: Matrix, limit: int = 64) -> int | None:
+    """The rank to which a matrix can be cut without loss; None above `limit`, and where the factors were no smaller."""
+    cut, residual = truncate(matrix, Truncation(rank=limit))
+    if residual > EXACT:
+        return None
+    values = cut.left.double().square().sum(0)  # the singular values: both sides have their roots
+    tail = values.square().flip(0).cumsum(0).flip(0)
+    rank = max(1, int((tail > EXACT**2 / 4 * tail[0]).sum()))
+    return rank if rank * sum(matrix.shape) < prod(matrix.shape) else None
 
 
 def _factored_svd(matrix: LowRank) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xadapt.cli.options import add_adapters, add_component, add_json, print_json, show_progress
+from xadapt.choices import DTYPES, LAYOUTS, NAMES
+from xadapt.cli.options import (
+    add_adapters,
+    add_component,
+    add_json,
+    add_pickle,
+    add_variant,
+    in_flags,
+    print_json,
+    show_progress,
+)
 
 if TYPE_CHECKING:
     from xadapt.export import ExportReport
 
 NAME = "export"
-LAYOUTS = ("peft", "diffusers", "kohya")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -28,15 +37,22 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder, or the .safetensors file, to write")
     add_component(parser)
     parser.add_argument("--layout", default="peft", choices=LAYOUTS, help="whose names the tensors get (default: peft)")
+    parser.add_argument(
+        "--name",
+        choices=NAMES["kohya"],
+        help="the component in the written names, where the base does not tell it (text_encoder_1: SDXL's first, in kohya)",
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of the written tensors; the adapter's by default")
     parser.add_argument("--rank", type=int, help="cut to this rank at most, for adapters that are no LoRA")
     parser.add_argument("--energy", type=float, help="cut to the rank that keeps this share, for example 0.99")
     parser.add_argument("--drop-bias", action="store_true", help="leave out what moves a bias, and report how much")
     parser.add_argument("--overwrite", action="store_true", help="replace an adapter that lies at --out")
-    parser.add_argument("--allow-pickle", action="store_true", help="also read .bin and .pt files (tensors only)")
+    add_variant(parser)
+    add_pickle(parser)
     add_json(parser)
 
 
+@in_flags
 def run(arguments: argparse.Namespace) -> int:
     """Exports for every base; the adapter is read once."""
     import torch
@@ -46,24 +62,32 @@ def run(arguments: argparse.Namespace) -> int:
 
     outs = _outs(arguments.base, arguments.out, arguments.layout)
     adapters = adapters_from(arguments.adapter, arguments.component, arguments.allow_pickle)
-    reports = [
-        export_lora(
-            adapters,
-            base,
-            out,
-            layout=arguments.layout,
-            component=arguments.component,
-            dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
-            weights=arguments.weight,
-            rank=arguments.rank,
-            energy=arguments.energy,
-            drop_bias=arguments.drop_bias,
-            overwrite=arguments.overwrite,
-            allow_pickle=arguments.allow_pickle,
-            progress=show_progress(arguments),
-        )
-        for base, out in outs.items()
-    ]
+    reports: list[ExportReport] = []
+    for base, out in outs.items():
+        try:
+            report = export_lora(
+                adapters,
+                base,
+                out,
+                layout=arguments.layout,
+                component=arguments.component,
+                name=arguments.name,
+                dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
+                weights=arguments.weight,
+                rank=arguments.rank,
+                energy=arguments.energy,
+                drop_bias=arguments.drop_bias,
+                variant=arguments.variant,
+                overwrite=arguments.overwrite,
+                allow_pickle=arguments.allow_pickle,
+                progress=show_progress(arguments),
+            )
+        except (ValueError, OSError) as error:
+            if len(outs) == 1:
+                raise
+            written = ", ".join(str(report.out) for report in reports) or "nothing"
+            raise ValueError(f"{base}: {error} Written before it: {written}.") from error
+        reports.append(report)
     if arguments.json:
         print_json([report.as_dict() for report in reports])
         return 0
@@ -77,13 +101,21 @@ def _outs(bases: list[str], out: Path, layout: str) -> dict[str, Path]:
     if len(bases) == 1:
         return {bases[0]: out}
     suffix = "" if layout == "peft" else ".safetensors"
-    names = {base: f"{base.rstrip('/').rsplit('/', 1)[-1]}{suffix}" for base in bases}
+    names = {base: f"{_name(base)}{suffix}" for base in bases}
     if len(set(names.values())) < len(bases):
         raise ValueError(
             f"The bases {', '.join(bases)} end in the same name, and each needs a place of its own under {out}: "
             "export them one by one."
         )
     return {base: out / name for base, name in names.items()}
+
+
+def _name(base: str) -> str:
+    """The last part of a folder's path ("." and ".." followed) or of a hub id."""
+    name = os.path.basename(os.path.abspath(base) if os.path.isdir(base) else base.rstrip("/"))
+    if name in ("", ".", ".."):
+        raise ValueError(f"The base {base} has no name for a folder of its own; export it by itself.")
+    return name
 
 
 def _print(report: ExportReport) -> None:

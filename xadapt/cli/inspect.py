@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from xadapt.cli.options import add_component, add_json, print_json, show_progress, size
+from xadapt.cli.options import (
+    add_component,
+    add_json,
+    add_pickle,
+    add_variant,
+    in_flags,
+    print_json,
+    show_progress,
+    size,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,10 +28,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", help="a PEFT folder, or a LoRA file of diffusers or kohya")
     parser.add_argument("--base", help="a checkpoint's folder or hub id to hold it against")
     add_component(parser)
-    parser.add_argument("--allow-pickle", action="store_true", help="also read .bin and .pt files (tensors only)")
+    add_variant(parser)
+    add_pickle(parser)
     add_json(parser)
 
 
+@in_flags
 def run(arguments: argparse.Namespace) -> int:
     """Prints the inspection."""
     from rich.console import Console
@@ -34,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.base,
         component=arguments.component,
         allow_pickle=arguments.allow_pickle,
+        variant=arguments.variant,
         progress=show_progress(arguments),
     )
     if arguments.json:

@@ -6,7 +6,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xadapt.cli.options import add_adapters, add_component, add_json, print_json, show_progress, size
+from xadapt.cli.options import (
+    add_adapters,
+    add_component,
+    add_json,
+    add_pickle,
+    add_variant,
+    in_flags,
+    print_json,
+    show_progress,
+    size,
+)
 
 if TYPE_CHECKING:
     from xadapt.merging import MergePlan
@@ -19,15 +29,23 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", required=True, help="a checkpoint's folder, a pipeline's folder, or a hub id")
     parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
     add_component(parser)
+    add_variant(parser)
+    add_pickle(parser)
     parser.add_argument("--plan", action="store_true", help="say what would be read and written, and write nothing")
     add_json(parser)
 
 
+@in_flags
 def run(arguments: argparse.Namespace) -> int:
     """Merges, or plans to."""
     from xadapt.merging import merge, plan_merge
 
-    options = {"component": arguments.component, "weights": arguments.weight}
+    options = {
+        "component": arguments.component,
+        "weights": arguments.weight,
+        "variant": arguments.variant,
+        "allow_pickle": arguments.allow_pickle,
+    }
     if arguments.plan:
         plan = plan_merge(arguments.adapter, arguments.base, arguments.out, **options)
     else:

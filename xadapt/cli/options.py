@@ -3,9 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import re
 import sys
+from collections.abc import Callable
 from typing import Any
+
+_SWITCHES = ("overwrite", "allow_pickle", "drop_bias")
+_VALUES = ("component", "name", "layout", "dtype", "rank", "energy", "variant")
+_NOT_WITHIN = r"(?<![\w/.=-])"  # a longer name, or a path
+_SWITCH = re.compile(rf"{_NOT_WITHIN}({'|'.join(_SWITCHES)})=True\b")
+_VALUE = re.compile(rf"{_NOT_WITHIN}({'|'.join(_VALUES)})=(?!None\b)('[^']*'(?: or '[^']*')*|-?[\w…]+(?:\.\w+)*)")
+_WEIGHTS = re.compile(rf"{_NOT_WITHIN}weights=\[([^]]*)\]")
+
+
+def as_flags(message: str) -> str:
+    """A message of the library's, with its arguments as what is typed: overwrite=True becomes --overwrite."""
+    message = _SWITCH.sub(lambda match: f"--{match[1].replace('_', '-')}", message)
+    message = _VALUE.sub(
+        lambda match: f"--{match[1]} {match[2].replace(chr(39), '').removeprefix('torch.')}",
+        message,
+    )
+    return _WEIGHTS.sub(lambda match: " ".join(f"--weight {one.strip()}" for one in match[1].split(",")), message)
+
+
+def in_flags(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """A verb whose mistakes are told in the words of the command line."""
+
+    @functools.wraps(run)
+    def told(arguments: argparse.Namespace) -> int:
+        try:
+            return run(arguments)
+        except (ValueError, TypeError) as error:
+            raise ValueError(as_flags(str(error))) from error
+
+    return told
 
 
 def add_adapters(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +55,15 @@ def add_adapters(parser: argparse.ArgumentParser) -> None:
 
 
 def add_component(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--component", help="which part of a pipeline: unet, transformer, text_encoder, …")
+    parser.add_argument("--component", help="which part, of a pipeline or of a LoRA file: unet, text_encoder, …")
+
+
+def add_variant(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--variant", help="of the base's files, for example fp16: those with that in their names")
+
+
+def add_pickle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-pickle", action="store_true", help="also read .bin and .pt files (tensors only)")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

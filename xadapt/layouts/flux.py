@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 WIDTH = 3072  # FLUX has one width, and diffusers' reader counts on it
 
@@ -47,6 +47,11 @@ _SINGLE = (
 )
 _BLOCK = re.compile(r"(?P<single>single_)?transformer_blocks\.(?P<number>\d+)\.(?P<layer>.+)")
 _COUNTS = {"double": 19, "single": 38}
+
+
+def is_flux(model: nn.Module) -> bool:
+    """By its class: others (SD3, AuraFlow, Chroma) have layers of the same names, and some of the same width."""
+    return any(cls.__name__ == "FluxTransformer2DModel" for cls in type(model).__mro__)
 
 
 def place(path: str, side: Side) -> tuple[str, int] | str:

@@ -7,9 +7,10 @@ have nothing left but its names; what comes out is then held against the names s
 
 from __future__ import annotations
 
+import copy
 import importlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,7 @@ _FLUX = re.compile(
     r"lora_unet_((double|single)_blocks_\d+_|img_in|txt_in|time_in_|vector_in_|guidance_in_|final_layer_)"
 )
 _STABLE_DIFFUSION = re.compile(r"lora_(unet|te|te1|te2)_")
+_OLD_CLIP = "text_model."  # which transformers 5 has dropped
 COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 Sides = tuple[Tensor, Tensor]  # A and B
@@ -66,6 +68,61 @@ def in_base(path: str, modules: Collection[str]) -> str | None:
     """What a base with these modules calls a layer: transformers 5 has dropped CLIP's `text_model.`."""
     names = (path, path.removeprefix("text_model."), f"text_model.{path}")
     return next((name for name in names if name in modules), None)
+
+
+def places_in(paths: Iterable[str], modules: Collection[str]) -> dict[str, str]:
+    """What a base with these modules calls each layer; the name it has where the base has none for it.
+
+    Raises:
+        ValueError: two of them are one layer.
+    """
+    places, owners = dict[str, str](), dict[str, str]()
+    for path in paths:
+        place = in_base(path, modules) or path
+        if owners.setdefault(place, path) != path:
+            raise ValueError(
+                f"{owners[place]} and {path} are both {place} in the base: the adapter holds that layer twice. "
+                "Keep one of the two, or the sum of their updates would be lost."
+            )
+        places[path] = place
+    return places
+
+
+def named_as_in(config: Any, tensors: Mapping[str, Tensor], modules: Collection[str]) -> tuple[Any, dict[str, Tensor]]:
+    """An adapter's config and tensors with the layer names of a base with these modules.
+
+    Raises:
+        ValueError: two of its layers are one in the base.
+    """
+    owners = {name: _owner(name, modules) for name in tensors}
+    places = places_in(dict.fromkeys(owner for owner in owners.values() if owner), modules)
+    renamed = {f"{places.get(owners[name], '')}{name.removeprefix(owners[name])}": t for name, t in tensors.items()}
+    moved = [path for path, place in places.items() if path != place]
+    if not moved:
+        return config, renamed
+    drops, config = moved[0].startswith(_OLD_CLIP), copy.deepcopy(config)
+    for option in ("rank_pattern", "alpha_pattern"):
+        if pattern := getattr(config, option, None):
+            setattr(config, option, {_pattern_in(key, drops): value for key, value in pattern.items()})
+    targets = getattr(config, "target_modules", None)
+    if isinstance(targets, (list, set)):
+        config.target_modules = {name.removeprefix(_OLD_CLIP) if drops else name for name in targets}
+    elif targets and targets != "all-linear":
+        config.target_modules = re.sub(r"text_model\\?\.", "", targets) if drops else rf"(text_model\.)?({targets})"
+    return config, renamed
+
+
+def _owner(name: str, modules: Collection[str]) -> str:
+    """The longest part of a tensor's name that is a module of the base, or would be by its other name."""
+    while name := name.rpartition(".")[0]:
+        if in_base(name, modules):
+            return name
+    return ""
+
+
+def _pattern_in(key: str, drops: bool) -> str:
+    """A key of rank_pattern by the base's names; one that does not start at the start of a path matches as it is."""
+    return re.sub(r"^(\^?)text_model\\?\.", r"\1", key) if drops else re.sub(r"^\^", r"^text_model\\.", key)
 
 
 def to_peft_name(component: str, key: str) -> str:

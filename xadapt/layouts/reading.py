@@ -233,7 +233,7 @@ def _read_peft(opened: Opened, config: Mapping[str, Any]) -> tuple[dict[str, _Dr
 def _apply_config(draft: _Draft, given: Mapping[str, Any], opened: Opened) -> None:
     """The scalings that a LoraConfig in a file gives the layers."""
     odd = [name for name in _NOT_PLAIN if given.get(name)]
-    if odd or given.get("init_lora_weights") not in (None, True, False, "gaussian", "orthogonal"):
+    if odd or given.get("init_lora_weights") not in (None, True, False, "gaussian", "orthogonal", "eva"):
         what = (
             ", ".join(odd) or f"init_lora_weights={given.get('init_lora_weights')!r}, which changes the base's weights"
         )

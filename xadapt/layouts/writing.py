@@ -18,6 +18,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor
 
+from xadapt.choices import NAMES
 from xadapt.errors import some
 from xadapt.layouts.flux import Side, fuse, place, rescale
 from xadapt.layouts.minimal import minimal_config
@@ -25,7 +26,6 @@ from xadapt.layouts.names import CLIP, UNET
 from xadapt.layouts.plain import PlainLora
 from xadapt.peft_internals import check_target_module_exists
 
-_DIFFUSERS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 _TEXT_NAMES = {"lora_A": "lora_linear_layer.down", "lora_B": "lora_linear_layer.up"}
 _SDXL_NAMES = {"add_embedding.linear_1": "label_emb_0_0", "add_embedding.linear_2": "label_emb_0_2"}
 
@@ -66,7 +66,7 @@ def write_diffusers(components: Mapping[str, PlainLora], path: str | PathLike[st
         ValueError: `path` exists and `overwrite` is not set, or no stock loader would read all of it back.
     """
     target = free_file(path, overwrite)
-    _known(components, _DIFFUSERS, "diffusers")
+    _known(components, NAMES["diffusers"], "diffusers")
     tensors, metadata, refused = dict[str, Tensor](), dict[str, Any](), dict[str, str]()
     for component, lora in components.items():
         is_text = component.startswith("text_encoder")
@@ -95,13 +95,14 @@ def write_kohya(components: Mapping[str, PlainLora], path: str | PathLike[str], 
 
     The U-Net's blocks carry diffusers' names, for SDXL too: those loaders take them, and sd-scripts converts them. A
     U-Net or text encoder gets one alpha for all its layers, because diffusers loses those that differ; what the layers
-    differ by goes into lora_up (and makes half precision float32 where it would round there).
+    differ by goes into lora_up (and makes half precision float32 where it would round there). "text_encoder" alone is
+    SD1.5's; "text_encoder_1" is the first of SDXL and FLUX. Whether a "transformer" is FLUX's is told by its layers only.
 
     Raises:
         ValueError: `path` exists and `overwrite` is not set, or the layout has no place for some of the layers.
     """
     target = free_file(path, overwrite)
-    _known(components, _DIFFUSERS, "kohya")
+    _known(components, NAMES["kohya"], "kohya")
     refused, layers = dict[str, str](), dict[str, Side]()
     for component, lora in components.items():
         sides = {}
@@ -177,9 +178,9 @@ def _kohya_problem(component: str, layer: str, parameters: Mapping[str, Tensor])
 
 
 def _kohya_prefix(component: str, components: Mapping[str, PlainLora]) -> str:
-    """SD1.5 has one text encoder, `te`; SDXL and FLUX count theirs."""
+    """SD1.5 has one text encoder, `te`; SDXL and FLUX count theirs. What "text_encoder" is, the others beside it tell."""
     if component != "text_encoder":
-        return {"unet": "lora_unet", "text_encoder_2": "lora_te2"}[component]
+        return {"unet": "lora_unet", "text_encoder_1": "lora_te1", "text_encoder_2": "lora_te2"}[component]
     is_sdxl = "unet" in components and any(".transformer_blocks.1." in name for name in components["unet"].tensors)
     return "lora_te1" if is_sdxl or {"text_encoder_2", "transformer"} & components.keys() else "lora_te"
 
