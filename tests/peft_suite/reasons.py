@@ -91,6 +91,10 @@ REASONS: tuple[tuple[str, str], ...] = (
         "svd of two adapters of rank 8, cut to rank 8: Φ is 20 × 20 where the layer is 10 × 20, so the cut takes more "
         "(LoRA on a layer of 20 × 20 has correlations of .97 to .98 too; the test expects .99)",
     ),
+    (
+        r"test_save_pretrained_targeting_lora_to_embedding_layer.*Regex pattern did not match",
+        "PEFT saves an adapted embedding's base weight and warns of it; ours is left out, or it would overwrite a sibling's",
+    ),
 )
 
 
