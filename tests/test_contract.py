@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from xadapt import contract
-from xadapt.contract import Adapter, Base, Kind, Learner, Method, PeftKind, Transfer
+from xadapt.contract import Adapter, Carried, Kind, Learner, Method, Siblings, Transfer
+from xadapt.kinds import PeftKind
 
 
 def _unused(*_: Any) -> Any:
@@ -23,13 +24,13 @@ def kind(name: str) -> PeftKind:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    def transfer(self, adapter: Adapter, source: Base, target: Base) -> Adapter:
-        return adapter
+    def transfer(self, adapter: Adapter, bases: Siblings) -> Carried:
+        return Carried(adapter=adapter)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    def fit(self, source: Base, target: Base, batches: Iterable[Any]) -> Transfer:
+    def fit(self, adapter: Adapter, bases: Siblings, batches: Iterable[Any]) -> Transfer:
         return Step()
 
 

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 import xadapt
 from xadapt import registry
 from xadapt.base import open_base
-from xadapt.contract import Adapter, Base, Kind, Learner, Method, PeftKind, Transfer
+from xadapt.contract import Adapter, Base, Kind, Learner, Method, Transfer
+from xadapt.kinds import PeftKind
+from xadapt.siblings import Pair
 
 Logits = Callable[[nn.Module], Tensor]
 MakeBase = Callable[..., nn.Module]
@@ -102,9 +104,9 @@ class TestMethod:
 
             step = method.build()
             if isinstance(step, Learner):
-                step = method.build(**QUICK.get(method.name, {})).fit(adapter, source, target, batches)
+                step = method.build(**QUICK.get(method.name, {})).fit(adapter, Pair(source, target), batches)
             assert isinstance(step, Transfer)
-            moved = step.transfer(adapter, source, target)
+            moved = step.transfer(adapter, Pair(source, target)).adapter
 
             assert moved.kind == method.writes
             assert moved.tensors

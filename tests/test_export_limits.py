@@ -18,9 +18,10 @@ import xadapt
 from tests.conftest import make_gpt2, make_llama, make_unet
 from tests.feature_models import Mlp, OneLayer, adapted, load, mlp_batch
 from xadapt import FullAdaConfig, InputAdaConfig, OutputAdaConfig, feature_space
+from xadapt.carried_along import saved_modules
 from xadapt.contract import Adapter
 from xadapt.export import ExportReport
-from xadapt.folding import Layer, layers_of, saved_modules
+from xadapt.folding import Layer, layers_of
 
 pytestmark = [
     # PEFT says of a constant beside a layer without bias that it could not be merged there; it is not.

@@ -177,6 +177,22 @@ class TestRounding:
             exact = bare[key] + 0.5 * (parts[0][key] - bare[key]) - (parts[1][key] - bare[key])
             torch.testing.assert_close(tensor.float(), exact, rtol=0.502 * 2**-7, atol=1e-6)
 
+    def test_those_that_peft_merges_and_plain_ones_add_up(self, base: Path, out: Path, tmp_path: Path) -> None:
+        """DoRA needs the base's weights as data where a LoRA needs their shapes only."""
+        configs = {
+            "dora": LoraConfig(r=4, target_modules=TARGETS, use_dora=True),
+            "lora": LoraConfig(r=2, target_modules=["q_proj"]),
+        }
+        folders = [make_adapter(tmp_path / name, config) for name, config in configs.items()]
+        bare, alone = tensors_of(base), []
+        for folder in folders:
+            xadapt.merge(folder, base, out / folder.name)
+            alone.append(tensors_of(out / folder.name))
+        xadapt.merge(folders, base, out / "both")
+        for name, tensor in tensors_of(out / "both").items():
+            expected = bare[name] + sum(merged[name] - bare[name] for merged in alone)
+            torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-5)
+
 
 class TestWholeModules:
     def test_take_the_base_s_place(self, base: Path, out: Path, tmp_path: Path, logits: Logits) -> None:

@@ -19,7 +19,8 @@ Install = Callable[[str, str, str], None]
 OURS = {"input_ada", "output_ada", "hybrid_ada", "full_ada"}
 
 METHOD_SOURCE = """
-from xadapt.contract import Method, PeftKind
+from xadapt.contract import Method
+from xadapt.kinds import PeftKind
 
 def nothing(*_): ...
 
@@ -188,7 +189,7 @@ class TestThirdPartyPlugin:
             "model = torch.nn.Sequential(torch.nn.Linear(4, 3))\n"
             "kind.attach(model, config)\n"
             "adapter = Adapter(kind=kind, config=config, tensors=kind.tensors(model))\n"
-            "moved = method.build(strength=0.25).transfer(adapter, None, None)\n"
+            "moved = method.build(strength=0.25).transfer(adapter, None).adapter\n"
             "(b,) = [n for n in adapter.tensors if 'lora_B' in n]\n"
             "assert adapter.tensors[b].abs().sum() > 0\n"
             "assert torch.equal(moved.tensors[b], 0.25 * adapter.tensors[b])\n"

@@ -1,16 +1,18 @@
-"""The plug-in contract: adapter kinds, and the methods that carry adapters between bases."""
+"""The plug-in contract: adapters, the bases they sit on, and the methods that carry them from one base to another.
+
+Formats of adapters are in `xadapt.kinds`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # `xadapt --help` need not wait seconds for torch and peft
-    from peft import PeftConfig
     from torch import Tensor, nn
 
-    from xadapt.update import Fold
+    from xadapt.module_map import ModuleMap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,30 +20,6 @@ class Kind:
     """One adapter format: "lora", "input_ada", "ip_adapter"."""
 
     name: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeftKind(Kind):
-    """A format that PEFT puts on a live model, layer by layer. Its name is the PEFT type in lower case."""
-
-    config: Callable[[], type[PeftConfig]]
-    """Imports and returns the PEFT config class. The first call registers the format (all of its family) with PEFT, so
-    that core opens a folder of this kind without knowing it."""
-
-    attach: Callable[[nn.Module, PeftConfig], None]
-    """Adds fresh trainable layers to a base, in place."""
-
-    tensors: Callable[[nn.Module], Mapping[str, Tensor]]
-    """Those layers' live tensors, named by module path in the base + parameter name, without an adapter name."""
-
-    updates: Callable[[PeftConfig, Mapping[str, Tensor]], Mapping[str, Fold] | None] = lambda config, tensors: None
-    """What a detached adapter (its config, its tensors) adds to each layer, by module path, where its tensors alone tell, as
-    LoRA's do. None where they do not: it is then attached to a base without weights to find out."""
-
-    def serves(self, peft_type: str) -> bool:
-        """Whether a folder of `peft_type` is of this kind: "input_ada" serves INPUT_ADA and its family INPUT_ADA_LOHA, …"""
-        family = self.name.upper()
-        return peft_type == family or peft_type.startswith(f"{family}_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,18 +42,44 @@ class Base(Protocol):
     def module(self) -> nn.Module: ...  # the live network, loaded on first use
 
 
+class Siblings(Protocol):
+    """The two bases of a transfer. `xadapt.siblings.Pair` is one."""
+
+    @property
+    def source(self) -> Base: ...  # ValueError if none was given: not every method needs it
+    @property
+    def target(self) -> Base: ...
+    @property
+    def modules(self) -> ModuleMap: ...  # which layer of the one is which of the other; made on first use
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carried:
+    """What a transfer gives: the adapter for the target, and how it came about."""
+
+    adapter: Adapter
+    evidence: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
+    """By layer of the target, what was measured and decided there: {"error": 0.03}."""
+
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """By layer of the source, why it was not carried. Whether the rest will do is the caller's decision (`--partial`)."""
+
+
 @runtime_checkable
 class Transfer(Protocol):
     """Carries an adapter from one base to another. Changes neither base, nor the adapter it is given."""
 
-    def transfer(self, adapter: Adapter, source: Base, target: Base) -> Adapter: ...
+    def transfer(self, adapter: Adapter, bases: Siblings) -> Carried: ...
 
 
 @runtime_checkable
 class Learner(Protocol):
-    """Learns the Transfer for one pair of bases. What it returns is an nn.Module as well, so it can be saved."""
+    """Learns the Transfer for one pair of bases, from batches: dicts of arguments for the target's forward.
 
-    def fit(self, adapter: Adapter, source: Base, target: Base, batches: Iterable[Any]) -> Transfer: ...
+    One that wants to read the user's data by itself has `batches(data, bases)` as well, which returns them.
+    """
+
+    def fit(self, adapter: Adapter, bases: Siblings, batches: Iterable[Any]) -> Transfer: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from xadapt.base import CheckpointBase, LiveBase
+from xadapt.carried_along import saved_modules
 from xadapt.choices import DTYPES, LAYOUTS, NAMES
 from xadapt.contract import Adapter
 from xadapt.errors import did_you_mean, some
-from xadapt.folding import Layer, layers_of, saved_modules
+from xadapt.folding import Layer, layers_of
 from xadapt.layouts import PlainLora, minimal_config, write_diffusers, write_kohya, write_peft
 from xadapt.layouts.flux import is_flux
 from xadapt.layouts.writing import free_file, free_folder
@@ -213,7 +214,7 @@ def _class_of(base: CheckpointBase | LiveBase) -> str:
 
 def _part(layer: Layer, weights: Mapping[str, Tensor], options: _Options) -> _Part:
     _check_convolution(layer)
-    with in_turn(layer.fits):
+    with in_turn(layer.is_large):
         update = layer.update(weights)
     matrix, residual = update.matrix, 0.0
     if isinstance(matrix, Dense) or (options.to.asked and _exceeds(matrix, options.to)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from xadapt.attached import attach, updates_of
-from xadapt.contract import Adapter, Base, PeftKind
+from xadapt.carried_along import check_saved, layer_tensors
+from xadapt.contract import Adapter, Base
 from xadapt.errors import some
 from xadapt.finite import is_finite
-from xadapt.layouts.names import in_base, named_as_in, places_in
-from xadapt.peft_internals import PEFT_TYPE_TO_PREFIX_MAPPING, BaseTunerLayer, PeftType, check_target_module_exists
+from xadapt.kinds import PeftKind
+from xadapt.layouts.names import named_as_in, places_in
+from xadapt.peft_internals import BaseTunerLayer, check_target_module_exists
 from xadapt.update import Fold, Update, to_stored, total
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one adapter adds to a layer."""
+
+    fold: Fold
+    factor: float  # the adapter's weight in the sum
+    is_attached: bool
+    """PEFT's own layer tells it: it has met the base's shapes already, and needs the base's weight as data."""
+
+    def update(self, weight: Tensor, bias: Tensor | None) -> Update:
+        found = self.fold(weight, bias)
+        return found if self.factor == 1 else found.scaled(self.factor)
 
 
 @dataclass(frozen=True)
@@ -26,8 +41,7 @@ class Layer:
 
     path: str
     module: nn.Module  # without weight: its class and shape
-    folds: tuple[tuple[Fold, float], ...]  # each with its adapter's weight in the sum
-    fits: bool = False  # whether that is known already
+    terms: tuple[Term, ...]
 
     @property
     def weight_name(self) -> str:
@@ -50,7 +64,7 @@ class Layer:
         """
         weight = weights[self.weight_name]
         bias = None if self.bias_name is None else weights[self.bias_name]
-        return self._finite(self._fold(to_stored(self.module, weight), bias))
+        return self._finite(self._sum(self.terms, to_stored(self.module, weight), bias))
 
     def rehearse(self) -> None:
         """Folds shapes without data: whether the adapters fit, before any weight is read.
@@ -58,16 +72,21 @@ class Layer:
         Raises:
             ValueError: they do not.
         """
-        if self.fits:
-            return
-        bias = None if self.bias_name is None else torch.empty(self.shape[0], device="meta")
-        self._fold(torch.empty(self.shape, device="meta"), bias)
+        open_terms = [term for term in self.terms if not term.is_attached]
+        if open_terms:
+            bias = None if self.bias_name is None else torch.empty(self.shape[0], device="meta")
+            self._sum(open_terms, torch.empty(self.shape, device="meta"), bias)
 
-    def _fold(self, weight: Tensor, bias: Tensor | None) -> Update:
+    @property
+    def is_large(self) -> bool:
+        """Whether an update takes several times the memory of the layer's weight: PEFT's own merges do."""
+        return any(term.is_attached for term in self.terms)
+
+    def _sum(self, terms: Sequence[Term], weight: Tensor, bias: Tensor | None) -> Update:
         wanted = (weight.shape[0], weight[0].numel())
         try:
             with torch.no_grad():
-                update = total([_scaled(fold(weight, bias), factor) for fold, factor in self.folds])
+                update = total([term.update(weight, bias) for term in terms])
         except RuntimeError as error:
             raise ValueError(f"{self._misfit()}: {error}. Was it trained on a base of other widths?") from error
         if update.matrix.shape != wanted:
@@ -111,33 +130,27 @@ def layers_of(adapters: Sequence[Adapter], base: Base, factors: Sequence[float] 
         raise ValueError(
             f"{base.name} has adapters in it, at {some(inside)}: pass the base as it was before, or model.unload() first."
         )
-    folds: dict[str, list[tuple[Fold, float]]] = {}
-    attached = True
+    terms: dict[str, list[Term]] = {}
     for adapter, factor in zip(adapters, factors, strict=True):
         if not isinstance(adapter.kind, PeftKind):
             raise ValueError(
                 f"An adapter of kind {adapter.kind.name!r} adds nothing to a base's weights: it is used as it is."
             )
-        _check_saved(adapter, modules)
-        tensors = _layer_tensors(adapter, base, modules)
+        check_saved(adapter, modules)
+        tensors = layer_tensors(adapter, base, modules)
         found = adapter.kind.updates(adapter.config, tensors)
+        is_attached = found is None
         if found is None:
             config, renamed = named_as_in(adapter.config, tensors, modules)
             found = updates_of(attach(base.skeleton(), config, renamed))
             _check_places(adapter.config, found, modules)
         else:
-            attached = False
             places = places_in(found, modules)
             found = {places[path]: fold for path, fold in found.items()}
             _check_coverage(adapter.config, found, base, modules)
         for path, fold in found.items():
-            folds.setdefault(path, []).append((fold, factor))
-    return [Layer(path, module, tuple(folds[path]), attached) for path, module in modules.items() if path in folds]
-
-
-def saved_modules(adapter: Adapter) -> dict[str, Tensor]:
-    """Tensors of the base that this adapter brings along whole (modules_to_save), by their name in the base."""
-    return {name: tensor for name, tensor in adapter.tensors.items() if _is_saved(name, adapter.config)}
+            terms.setdefault(path, []).append(Term(fold, factor, is_attached))
+    return [Layer(path, module, tuple(terms[path])) for path, module in modules.items() if path in terms]
 
 
 def _numbers(weights: Any, count: int) -> list[float]:
@@ -156,77 +169,6 @@ def _numbers(weights: Any, count: int) -> list[float]:
     if not all(math.isfinite(number) for number in numbers):
         raise ValueError(f"weights={given!r}: each is a finite number, how much that adapter counts.")
     return numbers
-
-
-def _layer_tensors(adapter: Adapter, base: Base, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The adapter's tensors without what it brings along whole, and without what is the base's own."""
-    config: Any = adapter.config
-    if getattr(config, "bias", "none") != "none":
-        raise ValueError(
-            f"The adapter was trained with bias={config.bias!r}: it also changes biases of the base, which cannot be told "
-            "from its file alone. Load it and use PEFT's merge_and_unload."
-        )
-    tensors = {name: tensor for name, tensor in adapter.tensors.items() if not _is_saved(name, config)}
-    carried = {name: own for name in tensors if (own := _base_name(name, modules))}
-    for name, own in carried.items():
-        _check_carried(own, tensors[name], base)
-    return {name: tensor for name, tensor in tensors.items() if name not in carried}
-
-
-def _is_saved(name: str, config: Any) -> bool:
-    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(PeftType(config.peft_type))
-    if prefix and f".{prefix}" in name:  # proj_out.lora_A.weight, beside modules_to_save=["out"]
-        return False
-    parts = name.split(".")
-    return any(_is_to_save(".".join(parts[:length]), config) for length in range(1, len(parts)))
-
-
-def _is_to_save(path: str, config: Any) -> bool:
-    """PEFT's rule for modules_to_save, which is another one than that for target_modules: the end of the string."""
-    return any(path.endswith(name) for name in getattr(config, "modules_to_save", None) or ())
-
-
-def _check_saved(adapter: Adapter, modules: Mapping[str, nn.Module]) -> None:
-    """Refuses an adapter without the modules that it says it brings along: training has changed them."""
-    saved = [f"{name}." for name in saved_modules(adapter)]
-    lacking = []
-    for path, module in modules.items():
-        if path and _is_to_save(path, adapter.config) and module.state_dict():
-            names = (path, path.removeprefix("text_model."), f"text_model.{path}")
-            if not any(name.startswith(f"{own}.") for own in names for name in saved):
-                lacking.append(path)
-    if lacking:
-        raise ValueError(
-            f"The adapter's config says that it brings {some(lacking)} along whole (modules_to_save), and its file has no "
-            "tensors for that: save the adapter again with PEFT's save_pretrained, where it was trained."
-        )
-
-
-def _base_name(name: str, modules: Mapping[str, nn.Module]) -> str | None:
-    """The base's own tensor that an adapter's file carries under this name, or None if it is one of the adapter's.
-
-    PEFT's save_pretrained writes the embeddings too, where they are adapted or the vocabulary has another size.
-    """
-    path, _, attribute = re.sub(r"(\.base_layer)+\.", ".", name).rpartition(".")
-    place = in_base(path, modules)
-    own = place and isinstance(getattr(modules[place], attribute, None), Tensor)
-    return f"{place}.{attribute}" if own else None
-
-
-def _check_carried(name: str, tensor: Tensor, base: Base) -> None:
-    weight = base.weights()[name]
-    if tensor.shape != weight.shape:
-        raise ValueError(
-            f"The adapter's file carries the base's {name}, of shape {tuple(tensor.shape)}, and {base.name} has "
-            f"{tuple(weight.shape)}: it was trained after resize_token_embeddings. Resize the base in the same way, save it, and "
-            "give that one."
-        )
-    if not (torch.equal(weight.to(tensor), tensor) or torch.equal(tensor.to(weight), weight)):
-        raise ValueError(
-            f"The adapter's file carries the base's {name}, with other numbers than {base.name} has. Where those of this base "
-            "are meant, save the adapter without them: model.save_pretrained(folder, save_embedding_layers=False); "
-            "else give the base that it was trained on."
-        )
 
 
 def _check_places(config: Any, folds: Mapping[str, Fold], modules: Mapping[str, nn.Module]) -> None:
@@ -254,10 +196,6 @@ def _check_coverage(config: Any, folds: Mapping[str, Fold], base: Base, modules:
             f"The adapter lacks tensors for layers that its config targets in {base.name}: {some(missing)}. "
             "Is it a base of the same depth, and was all of the adapter saved?"
         )
-
-
-def _scaled(update: Update, factor: float) -> Update:
-    return update if factor == 1 else update.scaled(factor)
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -1,17 +1,58 @@
-"""Kinds whose adapters sit on a model as PEFT puts them there: all but the ones that PEFT does not know."""
+"""Formats of adapters: those that PEFT puts on a model, and those with files of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from xadapt.contract import PeftKind
+from xadapt.contract import Adapter, Kind
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from peft import PeftConfig
     from torch import Tensor, nn
 
     from xadapt.update import Fold
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeftKind(Kind):
+    """A format that PEFT puts on a live model, layer by layer. Its name is the PEFT type in lower case."""
+
+    config: Callable[[], type[PeftConfig]]
+    """Imports and returns the PEFT config class. The first call registers the format (all of its family) with PEFT, so
+    that core opens a folder of this kind without knowing it."""
+
+    attach: Callable[[nn.Module, PeftConfig], None]
+    """Adds fresh trainable layers to a base, in place."""
+
+    tensors: Callable[[nn.Module], Mapping[str, Tensor]]
+    """Those layers' live tensors, named by module path in the base + parameter name, without an adapter name."""
+
+    updates: Callable[[PeftConfig, Mapping[str, Tensor]], Mapping[str, Fold] | None] = lambda config, tensors: None
+    """What a detached adapter (its config, its tensors) adds to each layer, by module path, where its tensors alone tell, as
+    LoRA's do. None where they do not: it is then attached to a base without weights to find out."""
+
+    def serves(self, peft_type: str) -> bool:
+        """Whether a folder of `peft_type` is of this kind: "input_ada" serves INPUT_ADA and its family INPUT_ADA_LOHA, …"""
+        family = self.name.upper()
+        return peft_type == family or peft_type.startswith(f"{family}_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileKind(Kind):
+    """A format that PEFT does not know, with files of its own."""
+
+    recognises: Callable[[Path], bool]
+    """Whether a file or folder is of this kind, by its names and headers alone."""
+
+    read: Callable[[Path, bool], Adapter]
+    """The adapter in it. The flag allows pickles. ValueError if it is damaged."""
+
+    write: Callable[[Adapter, Path], None]
+    """Puts an adapter into a new folder, which the caller moves into its place when all is written."""
 
 
 def peft_kind(

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from xadapt.base import CheckpointBase
+from xadapt.carried_along import saved_modules
 from xadapt.contract import Adapter
 from xadapt.errors import some
-from xadapt.folding import Layer, layers_of, saved_modules
+from xadapt.folding import Layer, layers_of
 from xadapt.matrix import Dense
 from xadapt.merge_files import FilePlan, WorkFolder, plan_files
 from xadapt.merge_shard import Change, Summand, bytes_of, write_shard
@@ -207,7 +208,7 @@ def _layer_changes(layers: Sequence[Layer], base: CheckpointBase) -> list[Change
             )
         weight, bias = base.stored_name(layer.weight_name), layer.bias_name and base.stored_name(layer.bias_name)
         names = (weight,) if bias is None else (weight, bias)
-        changes.append(Change(names, partial(_summands, layer, weights, weight, bias), layer.fits))
+        changes.append(Change(names, partial(_summands, layer, weights, weight, bias), layer.is_large))
     return changes
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from xadapt import registry
 from xadapt.attached import PREFIX, WIDE
-from xadapt.contract import Adapter, PeftKind
+from xadapt.contract import Adapter
 from xadapt.errors import some
 from xadapt.factors import scaling_of
-from xadapt.kinds import stock_kind
+from xadapt.kinds import PeftKind, stock_kind
 from xadapt.peft_internals import BaseTunerLayer
 from xadapt.store import check_folder
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from importlib.metadata import EntryPoint, entry_points
 
-from xadapt.contract import Kind, Method, PeftKind
+from xadapt.contract import Kind, Method
 from xadapt.errors import did_you_mean
+from xadapt.kinds import PeftKind
 
 GROUP = "xadapt.methods"
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
-from xadapt.contract import Adapter, Base
+from xadapt.contract import Adapter, Base, Carried, Siblings
 
+from .accelerators import accelerator_for
+from .data import Encodable
 from .files import read_ip_adapter
 from .matching import fingerprint_of
 from .model import A4AModel
 from .objective import objective_of
+from .reference import ReferenceAdapter
 from .source import IPAdapterSource
-from .training import train
+from .stream import as_batches
+from .trainer import Observer, Run, Trainer
 
 if TYPE_CHECKING:
     from .methods import TrainA4A
@@ -32,6 +38,12 @@ _MODEL_OPTIONS = (
     "max_rows",
     "faceid_plus_v2",
 )
+_MAY_CHANGE = {  # in a run that goes on
+    *("steps", "checkpointing", "checkpoints", "checkpoint_every", "keep_checkpoints", "log_with"),
+    *("accumulate", "mixed_precision"),  # the trainer records what they come to
+    *("pipeline", "image_encoder", "cache"),  # folders may move; the data itself is compared
+    "max_rows",
+}
 
 
 class LearnedA4A(nn.Module):
@@ -43,7 +55,7 @@ class LearnedA4A(nn.Module):
         self.ip_adapter = ip_adapter  # its fingerprint before training
         self.losses = losses
 
-    def transfer(self, adapter: Adapter, source: Base, target: Base) -> Adapter:
+    def transfer(self, adapter: Adapter, bases: Siblings) -> Carried:
         """The A4A adapter, for the IP-Adapter and the target it was learnt for."""
         from .methods import A4A_KIND
 
@@ -51,34 +63,72 @@ class LearnedA4A(nn.Module):
         given = IPAdapterSource.load(adapter.tensors)
         if fingerprint_of(given) != self.ip_adapter:
             raise ValueError("This transfer was learnt for another IP-Adapter. Fit one for this: TrainA4A(…).fit(…).")
-        tensors = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        return Adapter(kind=A4A_KIND, config=model_config(self.model), tensors=tensors)
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+        return Carried(adapter=Adapter(kind=A4A_KIND, config=model_config(self.model), tensors=tensors))
 
 
-def fit(options: TrainA4A, adapter: Adapter, target: Base, batches: Iterable[Any]) -> LearnedA4A:
+def fit(
+    options: TrainA4A,
+    adapter: Adapter,
+    target: Base,
+    batches: Iterable[Any],
+    observer: Observer | None = None,
+    accelerator: Accelerator | None = None,
+) -> LearnedA4A:
     """Trains a fresh A4A adapter."""
     _check_kind(adapter)
     network = target.module()
     held = read_ip_adapter(adapter.tensors)
+    source = IPAdapterSource.from_tensors(held, shortcut=options.faceid_plus_v2)
     given = fingerprint_of(IPAdapterSource.from_tensors(held))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = A4AModel.from_ip_adapter(
             held.flat(), network, **{name: getattr(options, name) for name in _MODEL_OPTIONS}
         )
-    model.to(next(network.parameters()).device)
-    groups = model.param_groups(options.lr1, options.lr2, options.lr3, train_pta=options.train_pta)
-    losses = train(
-        model,
-        network,
-        batches,
-        objective_of(network, options.prediction, options.scheduler),
-        optimizer=torch.optim.AdamW(groups, weight_decay=options.weight_decay),
-        steps=options.steps,
-        generator=torch.Generator().manual_seed(options.seed),
-        image_drop=options.image_drop,
-    )
+    file = adapter.config.get("file", "") if isinstance(adapter.config, dict) else ""
+    model.register_to_config(ip_adapter=file)
+    objective = objective_of(network, options.prediction, options.scheduler)
+    with accelerator_for(
+        accelerator,
+        accumulate=options.accumulate,
+        mixed_precision=options.mixed_precision,
+        log_with=options.log_with,
+        folder=options.checkpoints,
+    ) as ours:
+        if isinstance(batches, Encodable):
+            batches = batches.encoded(source, network, ours)
+        trainer = Trainer(
+            model, network, objective, lambda one: _optimizer(one, options), _run(options, model), ours, observer
+        )
+        losses = trainer.train(as_batches(batches))
     return LearnedA4A(model, given, losses)
+
+
+def _optimizer(model: ReferenceAdapter, options: TrainA4A) -> torch.optim.Optimizer:
+    assert isinstance(model, A4AModel)
+    groups = model.param_groups(options.lr1, options.lr2, options.lr3, train_pta=options.train_pta)
+    return torch.optim.AdamW(groups, weight_decay=options.weight_decay)
+
+
+def _run(options: TrainA4A, model: A4AModel) -> Run:
+    settings = {one.name: getattr(options, one.name) for one in fields(options) if one.name not in _MAY_CHANGE}
+    prints = ("ip_adapter_fingerprint", "target_fingerprint", "target_class")
+    settings |= {name: model.config[name] for name in prints}
+    return Run(
+        steps=options.steps,
+        seed=options.seed,
+        image_drop=options.image_drop,
+        text_drop=options.text_drop,
+        both_drop=options.both_drop,
+        ema=options.ema,
+        max_grad_norm=options.max_grad_norm,
+        recompute=options.checkpointing,
+        checkpoints=options.checkpoints,
+        checkpoint_every=options.checkpoint_every,
+        keep_checkpoints=options.keep_checkpoints,
+        settings=settings,
+    )
 
 
 def _check_kind(adapter: Adapter) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from xadapt.contract import Adapter, Base, Method
+from xadapt.contract import Adapter, Carried, Method, Siblings
 from xadapt.kinds import peft_kind
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from torch import Tensor
 
+    from xadapt.counterparts import Side
     from xadapt.update import Fold
 
 PAPER = "Revisit Model Adaptation from Parameters to Features"
@@ -23,9 +24,16 @@ PAPER = "Revisit Model Adaptation from Parameters to Features"
 class Reuse:
     """The adapter as it is: in feature space, the weights of the new base modulate it (§3.2 of the paper)."""
 
-    def transfer(self, adapter: Adapter, source: Base, target: Base) -> Adapter:
-        """The same tensors for `target`. Opens neither base."""
-        return replace(adapter, tensors=dict(adapter.tensors))
+    def transfer(self, adapter: Adapter, bases: Siblings) -> Carried:
+        """The same tensors, under the target's names. Opens no weight; layers whose adapted width differs are left out."""
+        from xadapt.relocate import relocate
+
+        return relocate(adapter, bases, _side(adapter.config))
+
+
+def _side(config: Any) -> Side:
+    """The width that the adapter's tensors depend on; a hybrid has a part of its rank on the weight, which has both."""
+    return "both" if hasattr(config, "feature_r") else config.space
 
 
 def _updates(config: PeftConfig, tensors: Mapping[str, Tensor]) -> Mapping[str, Fold] | None:

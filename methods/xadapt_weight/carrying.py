@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from xadapt.contract import Adapter, Base, Kind, Method, PeftKind
+from xadapt.contract import Adapter, Carried, Kind, Method, Siblings
+from xadapt.kinds import PeftKind
 from xadapt_feature import HYBRID_ADA, INPUT_ADA, OUTPUT_ADA
 
-from .evidence import NOTHING, Evidenced
 from .methods import LORA
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ PRECISIONS = ("float32", "float64")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PseudoInverse(Evidenced):
+class PseudoInverse:
     """The update re-expressed on the source's weights as an adapter in feature space (Revisit Model Adaptation, Eq. 5).
 
     `evidence` has what each layer's adapter misses of the update on the source.
@@ -49,18 +49,15 @@ class PseudoInverse(Evidenced):
                 "a ridge, for example ridge=0.01."
             )
 
-    def transfer(self, adapter: Adapter, source: Base, target: Base) -> Adapter:
-        """The adapter in feature space, on the layers of `target`. Reads the adapted layers of `source`, one at a time."""
+    def transfer(self, adapter: Adapter, bases: Siblings) -> Carried:
+        """The adapter in feature space, on the layers of the target. Reads the adapted layers of the source, one at a time."""
         import torch
 
         from .conversion import Solve, to_feature_space
 
-        self._leave(NOTHING)
         dtype = getattr(torch, self.precision)
         solve = Solve(self.space, self.ridge, dtype, getattr(self, "hold_bias", False))
-        carried, evidence = to_feature_space(adapter, source, target, cast(PeftKind, self.kind), solve)
-        self._leave(evidence)
-        return carried
+        return to_feature_space(adapter, bases, cast(PeftKind, self.kind), solve)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +80,7 @@ class PseudoInverseOutput(PseudoInverse):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Subspace(Evidenced):
+class _Subspace:
     rank: int | None = None
     """How many singular directions span a weight's subspaces."""
 
@@ -103,14 +100,11 @@ class LoraX(_Subspace):
     `evidence` has what each layer loses by the projection.
     """
 
-    def transfer(self, adapter: Adapter, source: Base, target: Base) -> Adapter:
-        """A plain LoRA for `target`. Reads the adapted layers of both, one pair at a time."""
+    def transfer(self, adapter: Adapter, bases: Siblings) -> Carried:
+        """A plain LoRA for the target. Reads the adapted layers of both, one pair at a time."""
         from .conversion import to_target_subspaces
 
-        self._leave(NOTHING)
-        carried, evidence = to_target_subspaces(adapter, source, target, LORA, _truncation(self))
-        self._leave(evidence)
-        return carried
+        return to_target_subspaces(adapter, bases, LORA, _truncation(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +117,11 @@ class ProLora(_Subspace):
     cross_terms: bool = False
     """Carry what is inside on one side and outside on the other as well; the paper leaves it out."""
 
-    def transfer(self, adapter: Adapter, source: Base, target: Base) -> Adapter:
-        """A plain LoRA for `target`. Reads the adapted layers of both, one pair at a time."""
+    def transfer(self, adapter: Adapter, bases: Siblings) -> Carried:
+        """A plain LoRA for the target. Reads the adapted layers of both, one pair at a time."""
         from .conversion import to_both_parts
 
-        self._leave(NOTHING)
-        carried, evidence = to_both_parts(adapter, source, target, LORA, _truncation(self), self.cross_terms)
-        self._leave(evidence)
-        return carried
+        return to_both_parts(adapter, bases, LORA, _truncation(self), self.cross_terms)
 
 
 def _truncation(options: _Subspace) -> Truncation:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from xadapt.contract import Adapter, Base, PeftKind
+from xadapt.contract import Adapter, Carried, Siblings
+from xadapt.kinds import PeftKind
 from xadapt.matrix import LowRank
 from xadapt.truncate import Truncation, truncate
 from xadapt_feature.spaces import get_space
 
-from .pairs import Opened, Pair, pairs_of
+from .pairs import LayerPair, Opened, pairs_of
 from .pseudo_inverse import input_form, output_form, relative_error, ridge_solve
 from .subspaces import carry_both_parts, leading, project
 from .writing import Part, feature_adapter, lora_adapter
-
-Carried = tuple[Adapter, dict[str, float]]
-"""The adapter for the target, and by target layer the relative error of its update."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,12 @@ class Solve:
     hold_bias: bool = True  # in output space: by a constant
 
 
-def to_feature_space(adapter: Adapter, source: Base, target: Base, kind: PeftKind, solve: Solve) -> Carried:
+def to_feature_space(adapter: Adapter, bases: Siblings, kind: PeftKind, solve: Solve) -> Carried:
     """The adapter re-expressed on the source's weights as one of `kind`, for the target. The errors are those on the source."""
-    weights, inputs = source.weights(), solve.space == "input"
+    weights, inputs = bases.source.weights(), solve.space == "input"
     parts, errors = {}, {}
-    for pair in pairs_of(adapter, source, target, "input" if inputs else "output"):
+    pairs, left_out = pairs_of(adapter, bases, "input" if inputs else "output")
+    for pair in pairs:
         if isinstance(pair.module, nn.Embedding):
             raise ValueError(
                 f"{pair.source.path} is an embedding, which has no input features, and feature space is not for it. Train "
@@ -51,29 +51,29 @@ def to_feature_space(adapter: Adapter, source: Base, target: Base, kind: PeftKin
         if delta.rank > width:  # a rank above the width says no more
             delta, _ = truncate(delta, Truncation(rank=width))
         parts[pair.path] = Part(pair, delta, constant)
-    return feature_adapter(kind, parts, target.modules(), adapter), errors
+    return _carried(feature_adapter(kind, parts, bases.target.modules(), adapter), errors, left_out)
 
 
-def to_target_subspaces(adapter: Adapter, source: Base, target: Base, kind: PeftKind, to: Truncation) -> Carried:
+def to_target_subspaces(adapter: Adapter, bases: Siblings, kind: PeftKind, to: Truncation) -> Carried:
     """LoRA-X: each update projected on the leading singular subspaces of the target's weight."""
-    read, written = source.weights(), target.weights()
+    read, written = bases.source.weights(), bases.target.weights()
     parts, errors = {}, {}
-    for pair in pairs_of(adapter, source, target, "both"):
+    pairs, left_out = pairs_of(adapter, bases, "both")
+    for pair in pairs:
         layer = pair.open(read, torch.float32)
         onto = leading(pair.target_weight(written).flatten(1), to)
         matrix = project(_like(layer.matrix, onto.left), onto)
         errors[pair.path] = relative_error(matrix, _like(layer.matrix, onto.left))
         parts[pair.path] = Part(pair, matrix, layer.moved)
-    return lora_adapter(kind, parts, target.modules(), adapter), errors
+    return _carried(lora_adapter(kind, parts, bases.target.modules(), adapter), errors, left_out)
 
 
-def to_both_parts(
-    adapter: Adapter, source: Base, target: Base, kind: PeftKind, to: Truncation, cross_terms: bool
-) -> Carried:
+def to_both_parts(adapter: Adapter, bases: Siblings, kind: PeftKind, to: Truncation, cross_terms: bool) -> Carried:
     """ProLoRA: the part in the source's singular subspaces, and the part outside, each to the target's."""
-    read, written = source.weights(), target.weights()
+    read, written = bases.source.weights(), bases.target.weights()
     parts, errors = {}, {}
-    for pair in pairs_of(adapter, source, target, "both"):
+    pairs, left_out = pairs_of(adapter, bases, "both")
+    for pair in pairs:
         layer = pair.open(read, torch.float32)
         here = leading(pair.target_weight(written).flatten(1), to)
         there = leading(layer.weight.flatten(1), to).like(here.left)  # the bases may be on different devices
@@ -83,10 +83,17 @@ def to_both_parts(
         if matrix.rank > min(matrix.shape):
             matrix, _ = truncate(matrix, Truncation(rank=min(matrix.shape)))
         parts[pair.path] = Part(pair, matrix, layer.moved)
-    return lora_adapter(kind, parts, target.modules(), adapter), errors
+    return _carried(lora_adapter(kind, parts, bases.target.modules(), adapter), errors, left_out)
 
 
-def _input_constant(pair: Pair, layer: Opened, ridge: float) -> Tensor | None:
+def _carried(adapter: Adapter, errors: Mapping[str, float], left_out: Mapping[str, str]) -> Carried:
+    """`error` is the relative error of a layer's update in the Frobenius norm: 0 for none, 1 for all of it lost."""
+    return Carried(
+        adapter=adapter, evidence={path: {"error": error} for path, error in errors.items()}, left_out=left_out
+    )
+
+
+def _input_constant(pair: LayerPair, layer: Opened, ridge: float) -> Tensor | None:
     """c with W c ≈ what the adapter adds to the bias."""
     if layer.moved is None:
         return None

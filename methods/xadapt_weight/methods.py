@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from xadapt.contract import Adapter, Base, Method
+from xadapt.contract import Adapter, Carried, Method, Siblings
 from xadapt.kinds import peft_kind
 
 if TYPE_CHECKING:
@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Copy:
-    """The adapter as it is, on another base of the same shapes: the baseline of every report."""
+    """The adapter as it is, on the layers of another base that have the same shapes: the baseline of every report."""
 
-    def transfer(self, adapter: Adapter, source: Base, target: Base) -> Adapter:
-        """The same tensors for `target`. Opens neither base."""
-        return replace(adapter, tensors=dict(adapter.tensors))
+    def transfer(self, adapter: Adapter, bases: Siblings) -> Carried:
+        """The same tensors, under the target's names. Opens no weight; layers of another shape are left out."""
+        from xadapt.relocate import relocate
+
+        return relocate(adapter, bases)
 
 
 def _config() -> type[PeftConfig]:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from xadapt.contract import Adapter, Base
+from xadapt.carried_along import saved_modules
+from xadapt.contract import Adapter, Siblings
+from xadapt.counterparts import Side, counterparts, shape_of
 from xadapt.errors import some
 from xadapt.finite import is_finite
-from xadapt.folding import Layer, layers_of, saved_modules
+from xadapt.folding import Layer, layers_of
 from xadapt.matrix import LowRank
-from xadapt.module_map import map_modules
 from xadapt.update import to_stored
-
-Side = Literal["input", "output", "both"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Pair:
+class LayerPair:
     """A source layer and its counterpart."""
 
     source: Layer
@@ -65,21 +63,18 @@ class Pair:
     @property
     def shape(self) -> tuple[int, ...]:
         """The target layer's (out, in, *kernel)"""
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        return tuple(to_stored(self.module, weight).shape)
+        return shape_of(self.module)
 
 
-def pairs_of(adapter: Adapter, source: Base, target: Base, agree: Side) -> list[Pair]:
-    """The layers of the adapter with their counterparts by the module map. Opens no weight.
+def pairs_of(adapter: Adapter, bases: Siblings, agree: Side) -> tuple[list[LayerPair], dict[str, str]]:
+    """The layers of the adapter with their counterparts by the module map, and why others have none. Opens no weight.
 
     Args:
-        adapter: made on `source`.
-        source, target: the bases.
+        adapter: made on the source.
         agree: the widths that must be the same in both: the method has no way over a change of these.
 
     Raises:
-        ValueError: the adapter does not fit the source, brings along whole modules, or has layers without a counterpart of
+        ValueError: the adapter does not fit the source, brings along whole modules, or has no layer with a counterpart of
             these widths.
     """
     if names := sorted(saved_modules(adapter)):
@@ -87,40 +82,18 @@ def pairs_of(adapter: Adapter, source: Base, target: Base, agree: Side) -> list[
             f"The adapter brings along whole modules of its own (modules_to_save): {some(names)}. From weights alone they "
             "cannot be carried to another base; use copy, or train without modules_to_save."
         )
-    layers = layers_of([adapter], source)
-    modules = target.modules()
-    mapped = map_modules(source.modules(), modules)
-    pairs, problems = [], []
-    for layer in layers:
-        lines = mapped.of(layer.path)
-        pair = Pair(layer, lines[0].target, modules[lines[0].target]) if len(lines) == 1 else None
-        if pair is None or lines[0].relation in ("part", "whole"):
-            problems.append(f"{layer.path}: {_why(mapped.why_unmatched(layer.path), [line.reason for line in lines])}")
-        elif not _agrees(layer.shape, pair.shape, agree):
-            problems.append(f"{layer.path} → {pair.path}: {lines[0].reason}")
-        else:
-            pairs.append(pair)
-    if problems:
-        raise ValueError(
-            f"{len(problems)} of the adapter's {len(layers)} layers cannot be carried to {target.name} by this method:\n  "
-            + some(problems, separator="\n  ")
-        )
-    return pairs
-
-
-def _agrees(source: tuple[int, ...], target: tuple[int, ...], side: Side) -> bool:
-    if side == "input":
-        return source[1] == target[1]
-    return source[0] == target[0] if side == "output" else source == target
+    layers = layers_of([adapter], bases.source)
+    to = counterparts([layer.path for layer in layers], bases, agree)
+    modules = bases.target.modules()
+    pairs = [
+        LayerPair(layer, to.found[layer.path], modules[to.found[layer.path]])
+        for layer in layers
+        if layer.path in to.found
+    ]
+    return pairs, to.left_out
 
 
 def _finite(name: str, tensor: Tensor) -> Tensor:
     if not is_finite(tensor):
         raise ValueError(f"{name} of the base holds NaN or infinity, so nothing can be calculated from it.")
     return tensor
-
-
-def _why(unmatched: str | None, reasons: list[str]) -> str:
-    if unmatched is not None:
-        return unmatched
-    return f"{reasons[0]}; an adapter is not split or fused" if reasons else "it is no linear, convolution or embedding"

@@ -12,18 +12,19 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from xadapt.contract import Adapter, PeftKind
+from xadapt.contract import Adapter
+from xadapt.kinds import PeftKind
 from xadapt.layouts import minimal_config
 from xadapt.matrix import LowRank
 
-from .pairs import Pair
+from .pairs import LayerPair
 
 
 @dataclass(frozen=True)
 class Part:
     """What stands on one layer of the target."""
 
-    pair: Pair
+    pair: LayerPair
     matrix: LowRank
     constant: Tensor | None = None
 

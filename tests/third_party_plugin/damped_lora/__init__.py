@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from xadapt.contract import Adapter, Base, Method
+from xadapt.contract import Adapter, Carried, Method, Siblings
 from xadapt_weight import COPY
 
 
@@ -14,11 +14,11 @@ class Damp:
 
     strength: float = 0.5
 
-    def transfer(self, adapter: Adapter, source: Base, target: Base) -> Adapter:
+    def transfer(self, adapter: Adapter, bases: Siblings) -> Carried:
         tensors = {
             name: self.strength * tensor if ".lora_B." in name else tensor for name, tensor in adapter.tensors.items()
         }
-        return replace(adapter, tensors=tensors)
+        return Carried(adapter=replace(adapter, tensors=tensors))
 
 
 METHOD = Method(

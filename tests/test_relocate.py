@@ -1,0 +1,112 @@
+"""An adapter as it is on a sibling: under the sibling's names, without the layers that have another shape there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from tests.conftest import make_llama
+from tests.test_every_method import randomise
+from tests.weight_models import lora_on, updates_on
+from xadapt.base import open_base
+from xadapt.contract import Adapter
+from xadapt.kinds import PeftKind
+from xadapt.relocate import relocate
+from xadapt.siblings import Pair
+from xadapt_feature import FULL_ADA, HYBRID_ADA, INPUT_ADA, OUTPUT_ADA, InputAdaConfig
+from xadapt_weight import COPY
+
+
+def renamed(seed: int = 1) -> nn.Module:
+    """The Llama, inside another module, as in a multimodal model."""
+    whole = nn.Module()
+    whole.language = make_llama(seed)
+    return whole
+
+
+def narrow_keys(seed: int = 1) -> nn.Module:
+    model = make_llama(seed)
+    for layer in model.model.layers:
+        layer.self_attn.k_proj = nn.Linear(32, 8, bias=False)
+    return model
+
+
+def adapter_of(kind: PeftKind, **options: object) -> Adapter:
+    config = kind.config()(**{"target_modules": ["q_proj", "k_proj"], **options})
+    model = make_llama()
+    kind.attach(model, config)
+    randomise(kind.tensors(model).values())
+    return Adapter(kind=kind, config=config, tensors={n: t.detach().clone() for n, t in kind.tensors(model).items()})
+
+
+def test_between_equals_nothing_changes() -> None:
+    adapter = lora_on(make_llama(), ["q_proj"])
+    carried = relocate(adapter, Pair(open_base(make_llama()), open_base(make_llama(seed=1))))
+    assert carried.adapter.config is adapter.config
+    assert carried.adapter.tensors == adapter.tensors
+    assert not carried.left_out
+
+
+def test_layers_get_the_targets_names_and_keep_rank_and_alpha() -> None:
+    adapter = lora_on(
+        make_llama(), ["q_proj", "v_proj"], rank_pattern={"v_proj": 3}, alpha_pattern={"layers.1.self_attn.q_proj": 7}
+    )
+    target = renamed()
+    carried = relocate(adapter, Pair(open_base(make_llama()), open_base(target)))
+    there = updates_on(carried.adapter, target)
+    here = updates_on(adapter, make_llama())
+    assert there.keys() == {f"language.{path}" for path in here}
+    for path, update in here.items():
+        torch.testing.assert_close(there[f"language.{path}"], update)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "carried_layers"),
+    [
+        (COPY.writes, {}, ("q_proj",)),
+        (INPUT_ADA.writes, {}, ("q_proj", "k_proj")),
+        (OUTPUT_ADA.writes, {}, ("q_proj",)),
+        (HYBRID_ADA.writes, {"space": "input"}, ("q_proj",)),
+        (FULL_ADA.writes, {"space": "input"}, ("q_proj", "k_proj")),
+        (FULL_ADA.writes, {"space": "output"}, ("q_proj",)),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_only_the_width_that_the_space_adapts_has_to_agree(
+    kind: PeftKind, options: dict[str, object], carried_layers: tuple[str, ...]
+) -> None:
+    method = {m.writes.name: m for m in (COPY, INPUT_ADA, OUTPUT_ADA, HYBRID_ADA, FULL_ADA)}[kind.name]
+    target = narrow_keys()
+    carried = method.build().transfer(adapter_of(kind, **options), Pair(open_base(make_llama()), open_base(target)))
+    paths = {path.rpartition(".")[2] for path in updates_on(carried.adapter, target)}
+    assert paths == set(carried_layers)
+    lost = {path.rpartition(".")[2] for path in carried.left_out}
+    assert lost == {"q_proj", "k_proj"} - set(carried_layers)
+    assert all("key-value heads" in why for why in carried.left_out.values())
+    kind.attach(target, carried.adapter.config)
+    assert kind.tensors(target).keys() == carried.adapter.tensors.keys()
+
+
+def test_an_adapter_of_another_model_is_refused() -> None:
+    adapter = lora_on(make_llama(), ["q_proj"])
+    tensors: dict[str, Tensor] = {f"blocks.{name}": tensor for name, tensor in adapter.tensors.items()}
+    other = Adapter(kind=adapter.kind, config=LoraConfig(target_modules=["q_proj"]), tensors=tensors)
+    with pytest.raises(ValueError, match=r"has none of the adapter's layers, .* blocks\.model"):
+        relocate(other, Pair(open_base(make_llama()), open_base(make_llama())))
+
+
+def test_what_is_bound_to_names_does_not_change_them() -> None:
+    model = make_llama()
+    config = InputAdaConfig(target_modules=["q_proj", "k_proj"], tie=r"(layers\.\d+\.self_attn)\.[qk]_proj$")
+    INPUT_ADA.writes.attach(model, config)
+    adapter = Adapter(kind=INPUT_ADA.writes, config=config, tensors=INPUT_ADA.writes.tensors(model))
+    with pytest.raises(ValueError, match="tie of its config is bound to names"):
+        relocate(adapter, Pair(open_base(make_llama()), open_base(renamed())))
+
+
+def test_a_missing_source_is_asked_for() -> None:
+    adapter = lora_on(make_llama(), ["q_proj"])
+    with pytest.raises(ValueError, match=r"pass source=… \(--source\)"):
+        relocate(adapter, Pair(None, open_base(make_llama())))

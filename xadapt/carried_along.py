@@ -1,0 +1,91 @@
+"""What an adapter's file holds beside the adapter: whole modules (modules_to_save), and tensors of the base itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xadapt.contract import Adapter, Base
+from xadapt.errors import some
+from xadapt.layouts.names import in_base
+from xadapt.peft_internals import PEFT_TYPE_TO_PREFIX_MAPPING, PeftType
+
+
+def saved_modules(adapter: Adapter) -> dict[str, Tensor]:
+    """Tensors of the base that this adapter brings along whole (modules_to_save), by their name in the base."""
+    return {name: tensor for name, tensor in adapter.tensors.items() if _is_saved(name, adapter.config)}
+
+
+def layer_tensors(adapter: Adapter, base: Base, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The adapter's tensors without what it brings along whole, and without what is the base's own."""
+    config: Any = adapter.config
+    if getattr(config, "bias", "none") != "none":
+        raise ValueError(
+            f"The adapter was trained with bias={config.bias!r}: it also changes biases of the base, which cannot be told "
+            "from its file alone. Load it and use PEFT's merge_and_unload."
+        )
+    tensors = {name: tensor for name, tensor in adapter.tensors.items() if not _is_saved(name, config)}
+    carried = {name: own for name in tensors if (own := _base_name(name, modules))}
+    for name, own in carried.items():
+        _check_carried(own, tensors[name], base)
+    return {name: tensor for name, tensor in tensors.items() if name not in carried}
+
+
+def _is_saved(name: str, config: Any) -> bool:
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(PeftType(config.peft_type))
+    if prefix and f".{prefix}" in name:  # proj_out.lora_A.weight, beside modules_to_save=["out"]
+        return False
+    parts = name.split(".")
+    return any(_is_to_save(".".join(parts[:length]), config) for length in range(1, len(parts)))
+
+
+def _is_to_save(path: str, config: Any) -> bool:
+    """PEFT's rule for modules_to_save, which is another one than that for target_modules: the end of the string."""
+    return any(path.endswith(name) for name in getattr(config, "modules_to_save", None) or ())
+
+
+def check_saved(adapter: Adapter, modules: Mapping[str, nn.Module]) -> None:
+    """Refuses an adapter without the modules that it says it brings along: training has changed them."""
+    saved = [f"{name}." for name in saved_modules(adapter)]
+    lacking = []
+    for path, module in modules.items():
+        if path and _is_to_save(path, adapter.config) and module.state_dict():
+            names = (path, path.removeprefix("text_model."), f"text_model.{path}")
+            if not any(name.startswith(f"{own}.") for own in names for name in saved):
+                lacking.append(path)
+    if lacking:
+        raise ValueError(
+            f"The adapter's config says that it brings {some(lacking)} along whole (modules_to_save), and its file has no "
+            "tensors for that: save the adapter again with PEFT's save_pretrained, where it was trained."
+        )
+
+
+def _base_name(name: str, modules: Mapping[str, nn.Module]) -> str | None:
+    """The base's own tensor that an adapter's file carries under this name, or None if it is one of the adapter's.
+
+    PEFT's save_pretrained writes the embeddings too, where they are adapted or the vocabulary has another size.
+    """
+    path, _, attribute = re.sub(r"(\.base_layer)+\.", ".", name).rpartition(".")
+    place = in_base(path, modules)
+    own = place and isinstance(getattr(modules[place], attribute, None), Tensor)
+    return f"{place}.{attribute}" if own else None
+
+
+def _check_carried(name: str, tensor: Tensor, base: Base) -> None:
+    weight = base.weights()[name]
+    if tensor.shape != weight.shape:
+        raise ValueError(
+            f"The adapter's file carries the base's {name}, of shape {tuple(tensor.shape)}, and {base.name} has "
+            f"{tuple(weight.shape)}: it was trained after resize_token_embeddings. Resize the base in the same way, save it, and "
+            "give that one."
+        )
+    if not (torch.equal(weight.to(tensor), tensor) or torch.equal(tensor.to(weight), weight)):
+        raise ValueError(
+            f"The adapter's file carries the base's {name}, with other numbers than {base.name} has. Where those of this base "
+            "are meant, save the adapter without them: model.save_pretrained(folder, save_embedding_layers=False); "
+            "else give the base that it was trained on."
+        )
