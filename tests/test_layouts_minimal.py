@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from peft.tuners.tuners_utils import check_target_module_exists
 
 from tests.conftest import make_llama
+from xadapt.factors import alpha_of, rank_of
 from xadapt.layouts import minimal_config
-from xadapt.layouts.plain import configured
 
 PARTS = st.sampled_from(["layers", "1", "11", "0", "q", "to_q", "to_out", "tooout", "to", "out", "proj", "a.b", "x-y"])
 NAMES = st.lists(st.lists(PARTS, min_size=1, max_size=4).map(".".join), min_size=1, max_size=12, unique=True)
@@ -21,7 +21,11 @@ def satisfied(layers: dict[str, tuple[int, float]], modules: list[str]) -> None:
     for name in modules:
         assert bool(check_target_module_exists(config, name)) == (name in layers), (name, config.target_modules)
     for name, values in layers.items():
-        assert configured(config, name) == values, (name, config.rank_pattern, config.alpha_pattern)
+        assert (rank_of(config, name), alpha_of(config, name)) == values, (
+            name,
+            config.rank_pattern,
+            config.alpha_pattern,
+        )
 
 
 @given(st.data(), NAMES)
@@ -37,7 +41,7 @@ def test_without_modules_the_layers_still_match(data: st.DataObject, names: list
     layers = {name: data.draw(VALUES) for name in names}
     config = minimal_config(layers)
     assert all(check_target_module_exists(config, name) for name in layers)
-    assert {name: configured(config, name) for name in layers} == layers
+    assert {name: (rank_of(config, name), alpha_of(config, name)) for name in layers} == layers
 
 
 class TestShape:

@@ -54,10 +54,25 @@ def is_plain(config: PeftConfig) -> bool:
 
 
 def scaling_of(config: Any, path: str, rank: int) -> float:
-    """PEFT's rule: alpha/r, or alpha/√r with use_rslora; alpha_pattern comes before lora_alpha."""
-    patterns = config.alpha_pattern or {}
-    alpha: float = patterns.get(get_pattern_key(list(patterns), path), config.lora_alpha)
-    return alpha / (math.sqrt(rank) if config.use_rslora else rank)
+    """PEFT's rule: alpha/r, or alpha/√r with use_rslora."""
+    return alpha_of(config, path) / (math.sqrt(rank) if config.use_rslora else rank)
+
+
+def rank_of(config: Any, path: str) -> int:
+    """The rank that a config gives a layer: rank_pattern comes before r."""
+    rank: int = _by_pattern(config.rank_pattern, path, config.r)
+    return rank
+
+
+def alpha_of(config: Any, path: str) -> float:
+    """The alpha that a config gives a layer: alpha_pattern comes before lora_alpha."""
+    alpha: float = _by_pattern(config.alpha_pattern, path, config.lora_alpha)
+    return alpha
+
+
+def _by_pattern(given: Mapping[str, Any] | None, path: str, default: Any) -> Any:
+    patterns = given or {}
+    return patterns.get(get_pattern_key(list(patterns), path), default)
 
 
 def factors_of(config: Any, tensors: Mapping[str, Tensor], inside: str = "") -> dict[str, Factors] | None:

@@ -14,11 +14,11 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from xadapt.checkpoint_files import PICKLES
 from xadapt.errors import some
 from xadapt.finite import is_finite
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True)

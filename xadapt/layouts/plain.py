@@ -10,7 +10,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from xadapt.errors import some
-from xadapt.peft_internals import get_pattern_key
+from xadapt.factors import alpha_of, rank_of, scaling_of
 
 PARAMETERS = (
     "lora_A.weight",
@@ -51,13 +51,12 @@ class PlainLora:
         if strangers:
             raise ValueError(f"No LoRA tensors: {some(strangers)}. Names end in one of {', '.join(PARAMETERS)}.")
         for path, layer in layers.items():
-            rank_of(path, layer)
+            rank_between(path, layer)
         return layers
 
     def scaling(self, path: str) -> float:
         """What the product B A of this layer is multiplied by: alpha / r, or alpha / √r with rslora."""
-        rank, alpha = configured(self.config, path)
-        return alpha / math.sqrt(rank) if self.config.use_rslora else alpha / rank
+        return scaling_of(self.config, path, rank_of(self.config, path))
 
     def ranks_and_alphas(self) -> dict[str, tuple[int, float]]:
         """(rank, alpha) per module path with alpha / rank = `scaling`, whatever the config calls it.
@@ -67,13 +66,13 @@ class PlainLora:
         """
         table = {}
         for path, layer in self.layers().items():
-            rank = rank_of(path, layer)
-            if rank != configured(self.config, path)[0]:
+            rank = rank_between(path, layer)
+            if rank != rank_of(self.config, path):
                 raise ValueError(
-                    f"{path} has tensors of rank {rank}, but its config says {configured(self.config, path)[0]} "
+                    f"{path} has tensors of rank {rank}, but its config says {rank_of(self.config, path)} "
                     "(r, rank_pattern); build the config with xadapt.layouts.minimal_config."
                 )
-            alpha = configured(self.config, path)[1]
+            alpha = alpha_of(self.config, path)
             table[path] = (rank, alpha * math.sqrt(rank) if self.config.use_rslora else alpha)
         return table
 
@@ -101,14 +100,7 @@ def split(name: str) -> tuple[str, str]:
     return name, ""
 
 
-def configured(config: LoraConfig, path: str) -> tuple[int, float]:
-    """(rank, alpha) PEFT gives this layer."""
-    ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
-    rank = ranks.get(get_pattern_key(list(ranks), path), config.r)
-    return rank, alphas.get(get_pattern_key(list(alphas), path), config.lora_alpha)
-
-
-def rank_of(path: str, layer: Mapping[str, Tensor]) -> int:
+def rank_between(path: str, layer: Mapping[str, Tensor]) -> int:
     """The rank both sides of a layer agree on.
 
     Raises:

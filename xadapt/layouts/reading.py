@@ -15,10 +15,11 @@ from peft import LoraConfig
 from torch import Tensor
 
 from xadapt.errors import some
+from xadapt.factors import VARIANTS, alpha_of, rank_of, scaling_of
 from xadapt.layouts.minimal import minimal_config
 from xadapt.layouts.names import from_kohya, in_base, split_component, to_peft_name
 from xadapt.layouts.opening import Opened, open_lora
-from xadapt.layouts.plain import LoraFile, PlainLora, configured, rank_of, split
+from xadapt.layouts.plain import LoraFile, PlainLora, rank_between, split
 
 _KOHYA = re.compile(r"(?P<layer>lora_[a-z0-9]+_[^.]+)\.(?P<parameter>.+)")
 _METADATA = "lora_adapter_metadata"  # diffusers' LORA_ADAPTER_METADATA_KEY
@@ -33,10 +34,8 @@ _OTHER_METHODS = {
     "lora_mid": "a LoRA with a third (Tucker) factor",
 }
 # What makes a LoRA config mean another function than B A; none of it changes the tensors' names.
-_NOT_PLAIN = (
-    "target_parameters", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
-    "kasa_config", "monteclora_config", "velora_config", "megatron_config",
-)  # fmt: skip
+_CAN_BE_SAID = ("use_dora", "trainable_token_indices")  # of the variants, what a layout can hold or names by its keys
+_NOT_PLAIN = tuple(name for name in VARIANTS if name not in _CAN_BE_SAID)
 _CARRIED = ("task_type", "base_model_name_or_path", "revision", "fan_in_fan_out", "auto_mapping", "inference_mode")
 
 
@@ -150,7 +149,7 @@ def _read_kohya(tensors: Mapping[str, Tensor], layers_per_block: int) -> tuple[d
 
 def _rank_of_kohya(name: str, layer: Mapping[str, Tensor]) -> int:
     spelled = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
-    return rank_of(name, {spelled.get(parameter, parameter): tensor for parameter, tensor in layer.items()})
+    return rank_between(name, {spelled.get(parameter, parameter): tensor for parameter, tensor in layer.items()})
 
 
 def _magnitude(scale: Tensor | None, up: Tensor) -> Tensor | None:
@@ -245,13 +244,13 @@ def _apply_config(draft: _Draft, given: Mapping[str, Any], opened: Opened) -> No
             lora_alpha=given.get("lora_alpha", 8),
             rank_pattern=dict(given.get("rank_pattern") or {}),
             alpha_pattern=dict(given.get("alpha_pattern") or {}),
+            use_rslora=bool(given.get("use_rslora")),
         )
         for path in _paths(draft.tensors):
-            ranks[path], alpha = configured(config, path)
-            scaling = alpha / (math.sqrt(ranks[path]) if given.get("use_rslora") else ranks[path])
-            if not math.isfinite(scaling):
-                raise ValueError(f"lora_alpha is {alpha}")
-            draft.scalings[path] = scaling
+            ranks[path] = rank_of(config, path)
+            draft.scalings[path] = scaling_of(config, path, ranks[path])
+            if not math.isfinite(draft.scalings[path]):
+                raise ValueError(f"lora_alpha is {alpha_of(config, path)}")
     except (TypeError, ValueError, KeyError, ArithmeticError, re.error) as error:
         raise ValueError(f"{opened.path}: its config cannot be used ({error!r}); save the LoRA again.") from error
     for path, rank in ranks.items():
@@ -285,7 +284,7 @@ def _finish(draft: _Draft, modules: Collection[str] | None) -> tuple[PlainLora |
     dora = has_dora > 0 and not mixed
     tensors, table, strangers = {}, dict[str, tuple[int, float]](), []
     for path, layer in layers.items():
-        rank = rank_of(path, layer)
+        rank = rank_between(path, layer)
         place = named[path]
         if place is None or (mixed and "lora_magnitude_vector" in layer):
             strangers += [draft.sources[f"{path}.{parameter}"] for parameter in layer]
