@@ -71,12 +71,21 @@ def attach(skeleton: nn.Module, config: PeftConfig, tensors: Mapping[str, Tensor
     _hollow(skeleton)
     config = copy.deepcopy(config)
     config.modules_to_save = None  # type: ignore[attr-defined]  # these are no layers, and their tensors are not given
+    return put_on(skeleton, config, tensors)
+
+
+def put_on(base: nn.Module, config: PeftConfig, tensors: Mapping[str, Tensor]) -> PeftModel:
+    """The adapter on a model, which is changed in place.
+
+    Raises:
+        ValueError: the adapter does not fit this model.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about how it would train
         try:
-            model = PeftModel(skeleton, config)
+            model = PeftModel(base, config)
             wanted = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
-            given = {_in_file(name, skeleton): tensor for name, tensor in tensors.items()}
+            given = {_in_file(name, base): tensor for name, tensor in tensors.items()}
             result: Any = set_peft_model_state_dict(model, given)
         except RuntimeError as error:
             raise ValueError(f"The adapter does not fit this base: {error}") from error
@@ -100,8 +109,8 @@ def _check_type(config: PeftConfig) -> None:
         )
 
 
-def _in_file(name: str, skeleton: nn.Module) -> str:
-    return name if name.startswith(WIDE) and "base_model" not in skeleton._modules else PREFIX + name
+def _in_file(name: str, base: nn.Module) -> str:
+    return name if name.startswith(WIDE) and "base_model" not in base._modules else PREFIX + name
 
 
 def updates_of(model: PeftModel) -> dict[str, Fold]:
@@ -147,7 +156,7 @@ def _holding(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> Iterator[
             layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
         yield
     finally:
-        layer.weight, layer.bias = kept  # type: ignore[assignment]
+        layer.weight, layer.bias = kept  # type: ignore[assignment]  # a module's attribute may be anything
 
 
 def _hollow(model: nn.Module) -> None:
