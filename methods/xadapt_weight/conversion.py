@@ -1,4 +1,4 @@
-"""The plumbing of the two families of methods: read a layer, call the mathematics, note what was lost, go on."""
+"""The plumbing of the two families of methods: read a layer, call the mathematics, note what was lost."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from xadapt.matrix import LowRank
 from xadapt.truncate import Truncation, truncate
 from xadapt_feature.spaces import get_space
 
-from .pairs import LayerPair, Opened, pairs_of
+from .layerwise import Converted, each_layer
+from .pairs import LayerPair, Opened
 from .pseudo_inverse import input_form, output_form, relative_error, ridge_solve
 from .subspaces import carry_both_parts, leading, project
-from .writing import Part, feature_adapter, lora_adapter
+from .writing import feature_adapter, lora_adapter
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,8 @@ class Solve:
 def to_feature_space(adapter: Adapter, bases: Siblings, kind: PeftKind, solve: Solve) -> Carried:
     """The adapter re-expressed on the source's weights as one of `kind`, for the target. The errors are those on the source."""
     weights, inputs = bases.source.weights(), solve.space == "input"
-    parts, errors = {}, {}
-    pairs, left_out = pairs_of(adapter, bases, "input" if inputs else "output")
-    for pair in pairs:
+
+    def convert(pair: LayerPair) -> Converted:
         if isinstance(pair.module, nn.Embedding):
             raise ValueError(
                 f"{pair.source.path} is an embedding, which has no input features, and feature space is not for it. Train "
@@ -45,45 +45,48 @@ def to_feature_space(adapter: Adapter, bases: Siblings, kind: PeftKind, solve: S
         delta = (input_form if inputs else output_form)(layer.weight, layer.matrix, solve.ridge)
         folded = get_space(solve.space).fold(layer.weight, delta)
         assert isinstance(folded, LowRank)
-        errors[pair.path] = relative_error(folded, layer.matrix)
         constant = _input_constant(pair, layer, solve.ridge) if inputs else _output_constant(layer, delta, solve)
-        width = delta.shape[0]
-        if delta.rank > width:  # a rank above the width says no more
-            delta, _ = truncate(delta, Truncation(rank=width))
-        parts[pair.path] = Part(pair, delta, constant)
+        return Converted(_no_wider(delta), constant, relative_error(folded, layer.matrix))
+
+    parts, errors, left_out = each_layer(adapter, bases, "input" if inputs else "output", convert)
     return _carried(feature_adapter(kind, parts, bases.target.modules(), adapter), errors, left_out)
 
 
 def to_target_subspaces(adapter: Adapter, bases: Siblings, kind: PeftKind, to: Truncation) -> Carried:
     """LoRA-X: each update projected on the leading singular subspaces of the target's weight."""
     read, written = bases.source.weights(), bases.target.weights()
-    parts, errors = {}, {}
-    pairs, left_out = pairs_of(adapter, bases, "both")
-    for pair in pairs:
+
+    def convert(pair: LayerPair) -> Converted:
         layer = pair.open(read, torch.float32)
         onto = leading(pair.target_weight(written).flatten(1), to)
-        matrix = project(_like(layer.matrix, onto.left), onto)
-        errors[pair.path] = relative_error(matrix, _like(layer.matrix, onto.left))
-        parts[pair.path] = Part(pair, matrix, layer.moved)
+        update = _like(layer.matrix, onto.left)
+        matrix = project(update, onto)
+        return Converted(matrix, layer.moved, relative_error(matrix, update))
+
+    parts, errors, left_out = each_layer(adapter, bases, "both", convert)
     return _carried(lora_adapter(kind, parts, bases.target.modules(), adapter), errors, left_out)
 
 
 def to_both_parts(adapter: Adapter, bases: Siblings, kind: PeftKind, to: Truncation, cross_terms: bool) -> Carried:
     """ProLoRA: the part in the source's singular subspaces, and the part outside, each to the target's."""
     read, written = bases.source.weights(), bases.target.weights()
-    parts, errors = {}, {}
-    pairs, left_out = pairs_of(adapter, bases, "both")
-    for pair in pairs:
+
+    def convert(pair: LayerPair) -> Converted:
         layer = pair.open(read, torch.float32)
         here = leading(pair.target_weight(written).flatten(1), to)
         there = leading(layer.weight.flatten(1), to).like(here.left)  # the bases may be on different devices
         update = _like(layer.matrix, here.left)
         matrix = carry_both_parts(update, there, here, cross_terms=cross_terms)
-        errors[pair.path] = relative_error(matrix, update)
-        if matrix.rank > min(matrix.shape):
-            matrix, _ = truncate(matrix, Truncation(rank=min(matrix.shape)))
-        parts[pair.path] = Part(pair, matrix, layer.moved)
+        return Converted(_no_wider(matrix), layer.moved, relative_error(matrix, update))
+
+    parts, errors, left_out = each_layer(adapter, bases, "both", convert)
     return _carried(lora_adapter(kind, parts, bases.target.modules(), adapter), errors, left_out)
+
+
+def _no_wider(matrix: LowRank) -> LowRank:
+    """A rank above the width says no more."""
+    width = min(matrix.shape)
+    return truncate(matrix, Truncation(rank=width))[0] if matrix.rank > width else matrix
 
 
 def _carried(adapter: Adapter, errors: Mapping[str, float], left_out: Mapping[str, str]) -> Carried:
