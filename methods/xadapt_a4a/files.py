@@ -55,8 +55,8 @@ def read_ip_adapter(given: str | PathLike[str] | Mapping[str, Any], *, allow_pic
         allow_pickle: also read .bin. Only tensors are unpickled.
 
     Raises:
-        ValueError: it is no IP-Adapter, damaged, or holds what no IP-Adapter holds; the message says which.
-        NotImplementedError: an IP-Adapter whose tokens depend on the time step (SD3.5's): it has no features to carry.
+        ValueError: it is no IP-Adapter, damaged, or holds what no IP-Adapter holds; or its tokens depend on the time step
+            (SD3.5's), so that it has no features to carry. The message says which.
     """
     if isinstance(given, Mapping):
         held, name = given, "The state dict"
@@ -138,7 +138,7 @@ def _refuse_time_steps(image_proj: Mapping[str, Tensor], attention: Mapping[str,
     timed = [key for key in image_proj if "time_" in key or "adaln" in key]
     timed += [key for key in attention if "norm_ip" in key]
     if timed:
-        raise NotImplementedError(
+        raise ValueError(
             f"{name} makes other tokens at each time step ({some(timed)}), as the IP-Adapters of SD3.5 do. A4A carries features "
             "that are computed once; take an IP-Adapter of SD1.5 or SDXL."
         )

@@ -19,9 +19,10 @@ from .matching import fingerprint_of
 from .model import A4AModel
 from .objective import objective_of
 from .reference import ReferenceAdapter
+from .run import Observer, Run
 from .source import IPAdapterSource
 from .stream import as_batches
-from .trainer import Observer, Run, Trainer
+from .trainer import Trainer
 
 if TYPE_CHECKING:
     from .methods import TrainA4A
@@ -88,7 +89,8 @@ def fit(
         )
     file = adapter.config.get("file", "") if isinstance(adapter.config, dict) else ""
     model.register_to_config(ip_adapter=file)
-    objective = objective_of(network, options.prediction, options.scheduler)
+    schedule = (options.scheduler, None) if options.scheduler else (options.pipeline, "scheduler")
+    objective = objective_of(network, options.prediction, *schedule)
     with accelerator_for(
         accelerator,
         accumulate=options.accumulate,
@@ -96,12 +98,11 @@ def fit(
         log_with=options.log_with,
         folder=options.checkpoints,
     ) as ours:
-        if isinstance(batches, Encodable):
-            batches = batches.encoded(source, network, ours)
+        stream = as_batches(batches.encoded(source, network, ours) if isinstance(batches, Encodable) else batches)
         trainer = Trainer(
             model, network, objective, lambda one: _optimizer(one, options), _run(options, model), ours, observer
         )
-        losses = trainer.train(as_batches(batches))
+        losses = trainer.train(stream)
     return LearnedA4A(model, given, losses)
 
 

@@ -14,7 +14,7 @@ from xadapt.kinds import FileKind
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from .trainer import Observer
+    from .run import Observer
 
 PAPER = "A4A: Adapter for Adapter Transfer via All-for-All Mapping for Cross-Architecture Models"
 
@@ -58,7 +58,7 @@ class TrainA4A:
     # Data that has to be encoded: a folder of images, tar shards, a `datasets` dataset
     batch_size: int = 8
     pipeline: str = ""  # the target's pipeline, a folder or an id of the Hub: its VAE and text encoders
-    image_encoder: str = ""  # a CLIPVisionModelWithProjection, a folder or an id of the Hub: the one the IP-Adapter wants
+    image_encoder: str = ""  # the CLIPVisionModelWithProjection that the IP-Adapter wants, likewise
     cache: str = ""  # a folder for what is encoded; "" encodes into a temporary one
     resolution: int = 0  # of the images, squares; 0 takes the target's own
     image_column: str = ""  # "" takes what is an image by its type or name

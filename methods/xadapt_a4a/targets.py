@@ -38,8 +38,8 @@ def find_attention_layers(model: nn.Module) -> list[AttentionLayer]:
 
     Raises:
         TypeError: it is no module.
-        ValueError: there is none, or they carry an IP-Adapter of diffusers already.
-        NotImplementedError: one of them computes its attention in a way that is not known here.
+        ValueError: there is none, they carry an IP-Adapter of diffusers already, or one of them computes its attention in a
+            way that is not known here.
     """
     if not isinstance(model, nn.Module):
         parts = getattr(model, "components", None)
@@ -76,7 +76,7 @@ def _takes_term(name: str, module: Any) -> bool:
         )
     if kind not in CROSS or module.group_norm is not None or module.spatial_norm is not None:
         known = ", ".join(sorted(cls.__name__ for cls in (*CROSS, *JOINT, FluxAttnProcessor)))
-        raise NotImplementedError(
+        raise ValueError(
             f"{name} computes its attention with {kind.__name__}, which A4A cannot extend. Known: {known}. "
             "If it is an option that you have set (attention slicing, fused projections), undo it: "
             "model.set_default_attn_processor()."

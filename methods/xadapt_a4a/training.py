@@ -1,50 +1,69 @@
-"""A plain training loop for A4A: one device, no checkpoints. The loss is the target's own (A4A, Eq. 14)."""
+"""One training step of A4A, whatever drives it. The loss is the target's own (A4A, Eq. 14)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import count
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .model import A4AModel
+from .draws import Generators, drawn, seed_of
+from .dropping import Drops, check_drops, without_images, without_text
 from .objective import Objective, predict
+from .reference import ReferenceAdapter
 
 _NEEDED = ("image_embeds", "latents", "encoder_hidden_states")
 
 
 def training_step(
-    model: A4AModel,
+    model: ReferenceAdapter,
     target: nn.Module,
     batch: Mapping[str, Any],
     objective: Objective,
-    generator: torch.Generator,
+    generator: Generators,
     *,
     image_drop: float = 0.0,
+    text_drop: float = 0.0,
+    both_drop: float = 0.0,
+    forward: Callable[..., Any] | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     backward: Callable[[Tensor], Any] = Tensor.backward,
 ) -> float:
     """One forward and backward at λ = 1 (A4A, Eq. 14): the gradients are added to what is there, the loss is returned.
 
     Args:
-        image_drop: the share of samples whose reference is dropped, which guidance needs.
-        backward: accelerator.backward, where one is used.
+        generator: one, or one for each sample.
+        image_drop, text_drop, both_drop: the shares of samples whose reference, text, or both are dropped, for guidance.
+        forward: the model as an accelerator has prepared it, where one is used.
+        autocast, backward: the accelerator's, where one is used.
     """
     check_batch(batch)
-    maps = model(*drop_images(model, batch, image_drop, generator))
+    drops = Drops(image_drop, text_drop, both_drop)
+    check_drops(model, batch, drops)
+    size = len(batch["latents"])
+    no_image, no_text = drops.choose(size, generator)
+    maps = (forward or model)(*without_images(batch, no_image))
+    batch = without_text(batch, no_text)
     with model.attached(target, model.bank(maps), 1.0, guidance=False):
-        noise = torch.randn(batch["latents"].shape, generator=generator).to(batch["latents"])
-        noisy, times, goal = objective.noisy(batch["latents"], noise, generator)
-        loss = F.mse_loss(predict(target, noisy, times, batch).float(), goal.float())
+        latents = batch["latents"]
+        shape = latents.shape[1:]
+        noise = drawn(lambda n, one: torch.randn(n, *shape, generator=one), size, generator).to(latents)
+        noisy, times, goal = objective.noisy(latents, noise, generator)
+        with autocast():
+            predicted = predict(target, noisy, times, batch)
+        loss = F.mse_loss(predicted.float(), goal.float())
         if not bool(torch.isfinite(loss)):
-            raise ValueError(f"The loss is {loss.item()}; lower the learning rates, or train in float32.")
+            raise ValueError(f"The loss is {loss.item()}; {_reason(batch)}")
         backward(loss)
     return loss.item()
 
 
 def train(
-    model: A4AModel,
+    model: ReferenceAdapter,
     target: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     objective: Objective,
@@ -54,53 +73,41 @@ def train(
     generator: torch.Generator,
     image_drop: float,
 ) -> list[float]:
-    """The losses of `steps` steps over the batches, from the start again when they end. The target stays frozen."""
-    frozen = [(parameter, parameter.requires_grad) for parameter in target.parameters()]
+    """The losses of `steps` steps over the batches, from the start again when they end: the plainest loop there is, for one
+    process and without checkpoints. `Trainer` is the one with everything. The target stays frozen."""
     losses: list[float] = []
-    model.train()
-    target.requires_grad_(False)
-    try:
-        for batch, _ in zip(_endless(batches), range(steps), strict=False):
+    with frozen(target), training(model):
+        for batch, _ in zip(endless(batches), range(steps), strict=False):
             optimizer.zero_grad(set_to_none=True)
             losses.append(training_step(model, target, batch, objective, generator, image_drop=image_drop))
             optimizer.step()
-    finally:
-        for parameter, requires_grad in frozen:
-            parameter.requires_grad_(requires_grad)
-        model.eval()
     return losses
 
 
-def drop_images(
-    model: A4AModel, batch: Mapping[str, Any], share: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor | None]:
-    """image_embeds and clip_embeds, those of a random share of samples replaced by the empty image's.
+@contextmanager
+def frozen(target: nn.Module) -> Iterator[None]:
+    """The target without gradients for its weights and without dropout, and as it was afterwards."""
+    asked = [(parameter, parameter.requires_grad) for parameter in target.parameters()]
+    modes = [(module, module.training) for module in target.modules()]
+    target.requires_grad_(False)
+    target.eval()
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in asked:
+            parameter.requires_grad_(requires_grad)
+        for module, mode in modes:
+            module.training = mode
 
-    These are zeros for adapters that take one vector per image, and otherwise the batch's negative_image_embeds (and
-    negative_clip_embeds).
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"image_drop={share} is no share; write a number from 0 to 1, such as 0.05.")
-    image, clip = batch["image_embeds"], batch.get("clip_embeds")
-    if share == 0:
-        return image, clip
-    wanted = ([] if model.source.kind.pooled else ["negative_image_embeds"]) + (
-        ["negative_clip_embeds"] if clip is not None else []
-    )
-    missing = [name for name in wanted if name not in batch]
-    if missing:
-        raise ValueError(
-            f"image_drop={share} needs {' and '.join(missing)} in the batch: the encoder's hidden states of an all-zero image, (1, "
-            "rows, width). Or set image_drop=0; guidance will then be weaker."
-        )
-    kept = torch.rand(image.shape[0], generator=generator) >= share
 
-    def dropped(embeds: Tensor, empty: Tensor | None) -> Tensor:
-        keep = kept.view(-1, *[1] * (embeds.ndim - 1)).to(embeds.device)
-        return torch.where(keep, embeds, embeds.new_zeros(()) if empty is None else empty.to(embeds))
-
-    image = dropped(image, batch.get("negative_image_embeds"))
-    return image, None if clip is None else dropped(clip, batch["negative_clip_embeds"])
+@contextmanager
+def training(model: nn.Module) -> Iterator[None]:
+    """The model in training mode, and in eval mode afterwards."""
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
 
 
 def check_batch(batch: Mapping[str, Any]) -> None:
@@ -116,13 +123,27 @@ def check_batch(batch: Mapping[str, Any]) -> None:
     sizes = {name: len(batch[name]) for name in _NEEDED}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"The batch's parts have different sizes: {sizes}. Each should have one row per sample.")
+    if not sizes["latents"]:
+        raise ValueError("The batch has no sample in it. Leave empty batches out.")
 
 
-def _endless(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """The batches over and over. A one-shot iterator is not kept in memory, so it has to last."""
-    while True:
+def _reason(batch: Mapping[str, Any]) -> str:
+    """Whose fault a loss that is no number is."""
+    broken = [name for name in _NEEDED if not bool(torch.isfinite(batch[name]).all())]
+    if broken:
+        return f"the batch's {' and '.join(broken)} hold NaN or infinity. Encode those samples in float32, or leave them out."
+    return "lower the learning rates, or train in float32 or bfloat16."
+
+
+def endless(batches: Iterable[Mapping[str, Any]], seed: int = 0) -> Iterator[Mapping[str, Any]]:
+    """The batches over and over. A one-shot iterator is not kept in memory, so it has to last.
+
+    A DataLoader that shuffles draws its order from torch's own generator; that is seeded here for each pass, so that the order
+    is the same in every process and after a resume.
+    """
+    for number in count():
         given = 0
-        for batch in batches:
+        for batch in _seeded(batches, seed_of(seed, "order", number)):
             given += 1
             yield batch
         if not given:
@@ -131,3 +152,16 @@ def _endless(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]
             raise ValueError(
                 f"The batches ended after {given} steps. Pass a list or a DataLoader, or set steps={given}."
             )
+
+
+def _seeded(batches: Iterable[Mapping[str, Any]], seed: int) -> Iterator[Mapping[str, Any]]:
+    """One pass. The order is drawn when it begins, at the latest with its first batch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        iterator = iter(batches)
+        try:
+            first = next(iterator)
+        except StopIteration:
+            return
+    yield first
+    yield from iterator

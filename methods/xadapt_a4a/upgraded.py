@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .coupling import check_choice
 
-MAPPINGS = ("attention", "linear")
+MAPPINGS = ("attention", "linear", "layerwise")
 MAX_ROWS = 4096
 
 
@@ -85,10 +85,46 @@ class LinearMapping(nn.Module):
         return mapped
 
 
+class LayerwiseMapping(nn.Module):
+    """The baseline of layer-by-layer mapping, as X-Adapter has it: no layer of the target sees more than one of the source.
+
+    Layer j of the target takes the layer of the source at the same relative depth, through a residual bottleneck of its own.
+    """
+
+    def __init__(self, reference_rows: int, rows: int, dim: int, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.pairs = layer_pairs(reference_rows // tokens, rows // tokens)
+        self.maps = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, dim))
+            for _ in self.pairs
+        )
+
+    def forward(self, reference: Tensor) -> Tensor:
+        """(B, l'·N, d) from (B, l·N, d)."""
+        layers = reference.split(self.tokens, dim=1)
+        mapped = [layers[i] + own(layers[i]) for i, own in zip(self.pairs, self.maps, strict=True)]
+        return torch.cat(mapped, dim=1)
+
+
+def layer_pairs(source: int, target: int) -> list[int]:
+    """For each of the target's layers the source's at the same relative depth: first to first, last to last."""
+    return [round(j * (source - 1) / max(1, target - 1)) for j in range(target)]
+
+
 def build_mapping(
-    mapping: str, reference_rows: int, rows: int, dim: int, *, depth: int, head_dim: int, ffn_ratio: int, max_rows: int
+    mapping: str,
+    reference_rows: int,
+    rows: int,
+    dim: int,
+    *,
+    depth: int,
+    head_dim: int,
+    ffn_ratio: int,
+    max_rows: int,
+    tokens: int = 1,
 ) -> nn.Module:
-    """The mapping of that name.
+    """The mapping of that name, from l·N reference rows to l'·N. depth, head_dim and ffn_ratio are for "attention" only.
 
     Raises:
         ValueError: there is none, or its attention would run over more rows than `max_rows`.
@@ -96,6 +132,8 @@ def build_mapping(
     check_choice("mapping", mapping, MAPPINGS)
     if mapping == "linear":
         return LinearMapping(reference_rows, rows, dim)
+    if mapping == "layerwise":
+        return LayerwiseMapping(reference_rows, rows, dim, tokens)
     if reference_rows + rows > max_rows:
         raise ValueError(
             f"The mapping's attention would run over {reference_rows} + {rows} = {reference_rows + rows} rows, more than "
