@@ -1,0 +1,38 @@
+"""Whatever a method has written, as the plain LoRA that it is on the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from xadapt.contract import Adapter, Base
+from xadapt.folding import layers_of
+from xadapt.kinds import PeftKind
+from xadapt.matrix import LowRank
+from xadapt_weight import COPY
+from xadapt_weight.pairs import LayerPair
+from xadapt_weight.writing import Part, lora_adapter
+
+LORA = cast(PeftKind, COPY.writes)
+Parts = Mapping[str, Part]
+
+
+def parts_of(adapter: Adapter, target: Base) -> dict[str, Part]:
+    """What an adapter adds to each layer of a base, by path. Reads the adapted layers, one at a time.
+
+    Raises:
+        ValueError: an update is not of low rank, or the adapter does not fit.
+    """
+    weights, modules = target.weights(), target.modules()
+    parts = {}
+    for layer in layers_of([adapter], target):
+        update = layer.update(weights)
+        if not isinstance(update.matrix, LowRank):
+            raise ValueError(f"{layer.path}: its update has full rank, so it is no LoRA.")
+        parts[layer.path] = Part(LayerPair(layer, layer.path, modules[layer.path]), update.matrix, update.bias)
+    return parts
+
+
+def as_lora(parts: Parts, target: Base, like: Adapter) -> Adapter:
+    """The LoRA with these updates, in the dtype of an adapter."""
+    return lora_adapter(LORA, parts, target.modules(), like)

@@ -1,0 +1,67 @@
+"""The decision without data: check's verdict on each layer, by the weights of both bases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xadapt.checking.check import measure
+from xadapt.checking.decisions import LayerVerdict, Way
+from xadapt.contract import Adapter, Carried, Siblings
+from xadapt.refused import Refused
+
+from .candidates import Candidate, as_it_is, attempt, known, mixture
+
+if TYPE_CHECKING:
+    from .methods import Auto
+
+
+def by_weights(options: Auto, adapter: Adapter, bases: Siblings) -> Carried:
+    """The adapter with each layer carried as check advises for it. See `Auto.transfer`."""
+    report = measure(adapter, bases)
+    ways: dict[Way, str] = {"as it is": as_it_is(adapter), **_spaces(adapter)}
+    names = known(options.names, adapter)
+    verdicts = {
+        layer.target: verdict
+        for layer, verdict in zip(report.layers, report.decision.layers, strict=True)
+        if layer.target is not None
+    }
+    nowhere = {
+        layer.source: verdict.why
+        for layer, verdict in zip(report.layers, report.decision.layers, strict=True)
+        if layer.target is None
+    }
+    hopeless = [verdict for verdict in verdicts.values() if verdict.way not in ways]
+    if report.verdict == "refused" or hopeless:
+        raise Refused(
+            f"{report.decision.why}. auto measures more with data=… (--data), unlabelled inputs of the kind the adapter is for; or name "
+            "a method yourself: a copy may load, and do nothing or harm."
+        )
+    wanted = {path: _method(ways[verdict.way], names, adapter) for path, verdict in verdicts.items()}
+    made = {name: attempt(name, adapter, bases, None) for name in dict.fromkeys(wanted.values())}
+    for name, result in made.items():
+        if isinstance(result, str):
+            raise ValueError(f"auto chose {name} for some layers, which says: {result}")
+    whole = {name: one for name, one in made.items() if isinstance(one, Candidate)}
+    choice = {path: whole[name] for path, name in wanted.items() if path in whole[name].parts}
+    mixed = mixture("auto", choice, adapter, bases)
+    evidence = {path: {**found, **_told(verdicts[path])} for path, found in mixed.evidence.items()}
+    single = next(iter(whole.values())) if len(whole) == 1 else mixed
+    return Carried(adapter=single.adapter, evidence=evidence, left_out={**mixed.left_out, **nowhere})
+
+
+def _spaces(adapter: Adapter) -> dict[Way, str]:
+    """The methods that keep one side of a layer's basis."""
+    own = getattr(adapter.config, "space", None) if adapter.kind.name in ("input_ada", "output_ada") else None
+    return {
+        "input space": as_it_is(adapter) if own == "input" else "pinv_input",
+        "output space": as_it_is(adapter) if own == "output" else "pinv_output",
+    }
+
+
+def _method(wanted: str, names: list[str], adapter: Adapter) -> str:
+    """The method wanted, or the adapter as it is where that is no candidate."""
+    return wanted if wanted in names else as_it_is(adapter)
+
+
+def _told(verdict: LayerVerdict) -> dict[str, float | str]:
+    return {"way": verdict.way, "why": verdict.why}

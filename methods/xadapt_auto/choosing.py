@@ -1,0 +1,41 @@
+"""The policy: from scores to a choice. A pure function of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method's name and why, or None and why not."""
+
+    name: str | None
+    why: str
+
+
+def choose(scores: Mapping[str, float], *, unchanged: str, bare: float, margin: float, gain: float) -> Choice:
+    """The candidate to take.
+
+    Args:
+        scores: of each candidate, 0 to 1.
+        unchanged: the one that leaves the adapter as it is; it is taken unless another is better by more than `margin`.
+        bare: the score of the target without any adapter.
+        gain: what the best has to gain over that.
+    """
+    if not scores:
+        return Choice(None, "No candidate could carry the adapter.")
+    best = max(scores, key=lambda name: scores[name])
+    if unchanged in scores and scores[best] - scores[unchanged] <= margin:
+        best = unchanged
+    if scores[best] - bare < gain:
+        return Choice(
+            None,
+            f"The best candidate, {best}, agrees with the adapter's work on its source by {scores[best]:.3f}, and the bare target by "
+            f"{bare:.3f}: less than {gain} is gained.",
+        )
+    rivals = {name: score for name, score in scores.items() if name != best}
+    if not rivals:
+        return Choice(best, f"agreement {scores[best]:.3f}, bare {bare:.3f}")
+    second = max(rivals, key=lambda name: rivals[name])
+    return Choice(best, f"agreement {scores[best]:.3f}, next {second} {rivals[second]:.3f}, bare {bare:.3f}")

@@ -1,0 +1,192 @@
+"""auto: what is chosen, on what evidence, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from benchmarks.tiny.siblings import rot
+from tests.conftest import make_llama
+from tests.test_every_method import assert_same, randomise
+from tests.weight_models import lora_on, updates_on
+from xadapt.base import open_base
+from xadapt.contract import Adapter, Carried, Learner, Transfer
+from xadapt.refused import Refused
+from xadapt.siblings import Pair
+from xadapt.transferring.writing import write_folder
+from xadapt.wearing import wearing
+from xadapt_auto import AUTO
+from xadapt_auto.choosing import choose
+from xadapt_feature import OUTPUT_ADA
+
+Logits = Callable[[nn.Module], Tensor]
+
+
+def output_adapter() -> Adapter:
+    kind = OUTPUT_ADA.writes
+    config = kind.config()(r=2, target_modules=["q_proj", "v_proj"])
+    model = make_llama()
+    kind.attach(model, config)
+    randomise(kind.tensors(model).values())
+    return Adapter(kind=kind, config=config, tensors={n: t.detach().clone() for n, t in kind.tensors(model).items()})
+
+
+def some_batches(count: int = 4) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    return [{"input_ids": torch.randint(0, 64, (8, 12), generator=generator)} for _ in range(count)]
+
+
+def rotated() -> nn.Module:
+    return rot(make_llama(), torch.Generator().manual_seed(2))
+
+
+def decide(adapter: Adapter, target: nn.Module, **options: Any) -> Carried:
+    bases = Pair(open_base(make_llama()), open_base(target))
+    return AUTO.build(**options).fit(adapter, bases, some_batches()).transfer(adapter, bases)
+
+
+class TestWithData:
+    def test_it_learns_and_transfers(self) -> None:
+        assert isinstance(AUTO.build(), Learner)
+        assert isinstance(AUTO.build(), Transfer)
+
+    def test_on_an_equal_base_the_adapter_stays_as_it_is(self) -> None:
+        adapter = lora_on(make_llama(), ["q_proj", "v_proj"])
+        carried = decide(adapter, make_llama())
+        assert_same(carried.adapter.tensors, adapter.tensors)
+        assert {told["method"] for told in carried.evidence.values()} == {"copy"}
+        assert carried.considered["copy"]["score"] == pytest.approx(1.0, abs=1e-5)
+        assert carried.considered["bare"]["score"] < 0.9
+        assert "chosen" in carried.considered["copy"]
+
+    def test_an_output_adapter_goes_over_a_rotated_residual_stream(self, logits: Logits) -> None:
+        """As a LoRA made with the target's own weights, so it does there what it did at home; a copy's would not."""
+        adapter = output_adapter()
+        target = rotated()
+        carried = decide(adapter, target)
+        assert carried.adapter.kind.name == "lora"
+        assert {told["method"] for told in carried.evidence.values()} == {"output_ada"}
+        assert carried.considered["output_ada"]["score"] == pytest.approx(1.0, abs=1e-3)
+        with wearing(make_llama(), adapter) as here, wearing(target, carried.adapter) as there:
+            torch.testing.assert_close(logits(there), logits(here), rtol=1e-3, atol=1e-3)
+
+    def test_a_lora_goes_over_it_by_alignment(self) -> None:
+        carried = decide(lora_on(make_llama(), ["q_proj", "v_proj"]), rotated())
+        assert carried.considered["copy"]["score"] < 0.9
+        assert {told["method"] for told in carried.evidence.values()} == {"aligned"}
+        assert carried.considered["aligned"]["score"] > 0.98
+
+    def test_a_model_of_its_own_is_refused_with_the_table(self) -> None:
+        with pytest.raises(
+            Refused, match=r"less than 0\.05 is gained\.\n(.*\n)*  copy: score .*\n(.*\n)*.*--allow-training"
+        ):
+            decide(lora_on(make_llama(), ["q_proj"]), make_llama(seed=1))
+
+    def test_training_is_a_way_out(self) -> None:
+        adapter = lora_on(make_llama(), ["q_proj", "v_proj"])
+        carried = decide(
+            adapter, rotated(), candidates="copy", allow_training=True, training_steps=60, training_lr=0.02
+        )
+        assert {told["method"] for told in carried.evidence.values()} == {"distil"}
+        assert carried.considered["distil"]["score"] > carried.considered["copy"]["score"]
+
+    def test_neither_base_nor_adapter_is_changed(self) -> None:
+        source, target, adapter = make_llama(), rotated(), output_adapter()
+        kept = {name: tensor.clone() for name, tensor in adapter.tensors.items()}
+        weights = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in (source, target)]
+        AUTO.build().fit(adapter, Pair(open_base(source), open_base(target)), some_batches())
+        assert_same(adapter.tensors, kept)
+        for model, before in zip((source, target), weights, strict=True):
+            assert_same(model.state_dict(), before)
+
+    def test_the_decision_is_for_one_adapter(self) -> None:
+        bases = Pair(open_base(make_llama()), open_base(make_llama()))
+        decided = AUTO.build(candidates="copy").fit(lora_on(make_llama(), ["q_proj"]), bases, some_batches())
+        with pytest.raises(ValueError, match="another adapter"):
+            decided.transfer(lora_on(make_llama(), ["v_proj"]), bases)
+
+    def test_prompts_are_continued_by_the_adapted_source(self) -> None:
+        carried = decide(
+            lora_on(make_llama(), ["q_proj", "v_proj"]), make_llama(), continue_tokens=3, candidates="copy"
+        )
+        assert carried.considered["copy"]["score"] == pytest.approx(1.0, abs=1e-5)
+
+    def test_no_data_is_said(self) -> None:
+        bases = Pair(open_base(make_llama()), open_base(make_llama()))
+        with pytest.raises(ValueError, match="The data is empty"):
+            AUTO.build().fit(lora_on(make_llama(), ["q_proj"]), bases, [])
+
+
+class TestWithoutData:
+    def test_on_an_equal_base_the_adapter_stays_as_it_is(self, tmp_path: Path, logits: Logits) -> None:
+        adapter = lora_on(make_llama(), ["q_proj", "v_proj"])
+        bases = Pair(open_base(make_llama()), open_base(make_llama()))
+        carried = AUTO.build().transfer(adapter, bases)
+        assert_same(carried.adapter.tensors, adapter.tensors)
+        assert all(told["way"] == "as it is" and told["why"] for told in carried.evidence.values())
+        write_folder(carried.adapter, tmp_path, bases.target)
+        stock = PeftModel.from_pretrained(make_llama(), tmp_path)
+        with wearing(make_llama(), adapter) as worn:
+            torch.testing.assert_close(logits(stock), logits(worn))
+
+    def test_an_output_adapter_is_made_a_lora_of_the_target(self) -> None:
+        adapter, target = output_adapter(), make_llama()
+        with torch.no_grad():  # a small drift
+            for parameter in target.parameters():
+                parameter.mul_(1 + 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)))
+        carried = AUTO.build().transfer(adapter, Pair(open_base(make_llama()), open_base(target)))
+        assert carried.adapter.kind.name == "lora"
+        found, wanted = updates_on(carried.adapter, target), updates_on(adapter, target)
+        for path, update in wanted.items():
+            torch.testing.assert_close(found[path], update, rtol=1e-4, atol=1e-5)
+
+    def test_a_model_of_its_own_is_refused(self) -> None:
+        bases = Pair(open_base(make_llama()), open_base(make_llama(seed=1)))
+        with pytest.raises(Refused, match=r"other bases or widths.*--data"):
+            AUTO.build().transfer(lora_on(make_llama(), ["q_proj"]), bases)
+
+
+class TestThePolicy:
+    def choice(self, scores: dict[str, float], **options: float) -> str | None:
+        return choose(scores, unchanged="copy", **{"bare": 0.1, "margin": 0.02, "gain": 0.05, **options}).name
+
+    def test_the_best_is_taken(self) -> None:
+        assert self.choice({"copy": 0.5, "aligned": 0.9}) == "aligned"
+
+    def test_ties_leave_the_adapter_as_it_is(self) -> None:
+        assert self.choice({"aligned": 0.515, "copy": 0.5}) == "copy"
+
+    def test_what_gains_nothing_is_refused(self) -> None:
+        assert self.choice({"copy": 0.14, "aligned": 0.12}) is None
+        assert self.choice({"copy": 0.14}, gain=0.03) == "copy"
+        assert self.choice({}) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"margin": -0.1}, "margin=-0.1: agreement is measured from 0 to 1"),
+        ({"gain": 2}, "gain=2"),
+        ({"continue_tokens": -1}, "continue_tokens=-1: a whole number from 0 on"),
+        ({"training_steps": 0}, "training_steps=0: a whole number from 1 on"),
+        ({"training_lr": 0.0}, r"training_lr=0\.0: a learning rate is above 0"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AUTO.build(**options)
+
+
+def test_unknown_candidates_are_named() -> None:
+    bases = Pair(open_base(make_llama()), open_base(make_llama()))
+    adapter = lora_on(make_llama(), ["q_proj"])
+    with pytest.raises(ValueError, match=r"candidates names 'copi'\. Did you mean 'copy'"):
+        AUTO.build(candidates="copi").transfer(adapter, bases)
+    with pytest.raises(ValueError, match=r"None of the candidates input_ada reads adapters of kind 'lora'"):
+        AUTO.build(candidates="input_ada").fit(adapter, bases, some_batches())
