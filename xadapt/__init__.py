@@ -7,6 +7,7 @@ from xadapt.version import __version__ as __version__
 
 if TYPE_CHECKING:  # what type checkers and IDEs see; at run time the names below resolve on first use
     from xadapt.base import open_base as open_base
+    from xadapt.checking.check import check as check
     from xadapt.export import export_lora as export_lora
     from xadapt.inspection import inspect as inspect
     from xadapt.merging import merge as merge
@@ -15,6 +16,10 @@ if TYPE_CHECKING:  # what type checkers and IDEs see; at run time the names belo
     from xadapt.reading import read_adapter as read_adapter
     from xadapt.saving import save as save
     from xadapt.store import load as load
+    from xadapt.transferring.transfer import plan_transfer as plan_transfer
+    from xadapt.transferring.transfer import transfer as transfer
+    from xadapt.transferring.transfer import transfer_all as transfer_all
+    from xadapt.verifying.verify import verify as verify
     from xadapt_a4a import A4AModel as A4AModel
     from xadapt_feature import FullAdaConfig as FullAdaConfig
     from xadapt_feature import HybridAdaConfig as HybridAdaConfig
@@ -28,6 +33,7 @@ _LAZY = {  # `import peft` takes seconds, and `xadapt --help` must not
     "HybridAdaConfig": "xadapt_feature",
     "InputAdaConfig": "xadapt_feature",
     "OutputAdaConfig": "xadapt_feature",
+    "check": "xadapt.checking.check",
     "detach": "xadapt.reading",
     "export_lora": "xadapt.export",
     "feature_space": "xadapt_feature",
@@ -36,8 +42,12 @@ _LAZY = {  # `import peft` takes seconds, and `xadapt --help` must not
     "merge": "xadapt.merging",
     "open_base": "xadapt.base",
     "plan_merge": "xadapt.merging",
+    "plan_transfer": "xadapt.transferring.transfer",
     "read_adapter": "xadapt.reading",
     "save": "xadapt.saving",
+    "transfer": "xadapt.transferring.transfer",
+    "transfer_all": "xadapt.transferring.transfer",
+    "verify": "xadapt.verifying.verify",
 }
 
 __all__ = ["__version__", *_LAZY]

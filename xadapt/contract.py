@@ -1,7 +1,4 @@
-"""The plug-in contract: adapters, the bases they sit on, and the methods that carry them from one base to another.
-
-Formats of adapters are in `xadapt.kinds`.
-"""
+"""The plug-in contract: adapters, bases, and the methods that carry the ones between the others. Formats: `xadapt.kinds`."""
 
 from __future__ import annotations
 
@@ -63,6 +60,9 @@ class Carried:
 
     left_out: Mapping[str, str] = field(default_factory=dict)
     """By layer of the source, why it was not carried. Whether the rest will do is the caller's decision (`--partial`)."""
+
+    considered: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
+    """Of a method that chooses among others: by their names, what was measured of each."""
 
 
 @runtime_checkable

@@ -36,6 +36,10 @@ class Pair:
         return self._source
 
     @property
+    def has_source(self) -> bool:
+        return self._source is not None
+
+    @property
     def target(self) -> Base:
         return self._target
 

@@ -1,6 +1,7 @@
 """The `xadapt` command: one file per verb beside this one, listed in VERBS.
 
-A verb module defines `NAME`, `add(parser)` and `run(arguments) -> exit code`; its docstring's first line is its help text.
+A verb module defines `NAME`, `add(parser)` and `run(arguments) -> exit code`; its docstring's first line is its help text. Where its
+options depend on others that are typed, it has `add_typed(parser, argv)` as well.
 Verbs import torch inside `run` if they need it, never at the top: `xadapt --help` answers at once.
 """
 
@@ -10,24 +11,33 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from xadapt.cli import export, inspect, merge, methods
+from xadapt.cli import check, export, inspect, merge, methods, transfer, verify
 from xadapt.errors import did_you_mean
+from xadapt.refused import Refused
 from xadapt.version import __version__
 
-VERBS = (inspect, export, merge, methods)
+VERBS = (check, transfer, verify, inspect, export, merge, methods)
+
+REFUSED = 3
 
 _EPILOG = """examples:
+  xadapt check my-adapter/ --source llama/ --target instruct/    what it would meet there, and which method to take
+  xadapt transfer my-adapter/ --source llama/ --target instruct/ --out there/
+  xadapt verify my-adapter/ there/ --source llama/ --target instruct/ --data lines.txt
   xadapt inspect my-adapter/ --base llama-instruct/              what it is, and whether it was trained there
   xadapt export my-adapter/ --base llama-instruct/ --out lora/   the plain LoRA that it is on that base
   xadapt merge my-adapter/ --base llama-instruct/ --out merged/  that checkpoint with the adapter in its weights
   xadapt methods                                                 what is installed, as a table
+
+exit codes: 0 done, 2 a mistake in what was asked, 3 refused (the verdict, or a part would be missing), 130 interrupted
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Returns the exit code: 0, or 2 for a mistake in what was asked, told in one line."""
+    """Runs one verb. Returns the exit code: 0; 2 for a mistake in what was asked, told in one line; 3 where it was understood and
+    refused, by the verdict or because a part would be missing."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = _parser()
+    parser = _parser(argv)
     if not argv:
         parser.print_help(sys.stderr)
         return 2
@@ -37,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))
+    except Refused as error:
+        print(f"xadapt {arguments.verb}: refused: {error}", file=sys.stderr)
+        return REFUSED
     except (ValueError, TypeError, OSError) as error:
         print(f"xadapt {arguments.verb}: {error}", file=sys.stderr)
         return 2
@@ -45,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="xadapt",
         description="Train an adapter once, in feature space. Carry it to every sibling of the model.",
@@ -58,5 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         text = (verb.__doc__ or "").strip()
         verb_parser = verbs.add_parser(verb.NAME, help=text.splitlines()[0], description=text)
         verb.add(verb_parser)
+        if argv and argv[0] == verb.NAME and hasattr(verb, "add_typed"):
+            verb.add_typed(verb_parser, argv[1:])
         verb_parser.set_defaults(run=verb.run)
     return parser

@@ -8,10 +8,29 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-_SWITCHES = ("overwrite", "allow_pickle", "drop_bias")
-_VALUES = ("component", "name", "layout", "dtype", "rank", "energy", "variant")
+from xadapt.refused import Refused
+
+if TYPE_CHECKING:
+    from xadapt.data.amount import Amount
+
+_SWITCHES = ("overwrite", "allow_pickle", "drop_bias", "partial", "trust_source")
+_VALUES = (
+    "component",
+    "name",
+    "layout",
+    "dtype",
+    "rank",
+    "energy",
+    "variant",
+    "method",
+    "data",
+    "source",
+    "samples",
+    "max_tokens",
+)
 _NOT_WITHIN = r"(?<![\w/.=-])"  # a longer name, or a path
 _SWITCH = re.compile(rf"{_NOT_WITHIN}({'|'.join(_SWITCHES)})=True\b")
 _VALUE = re.compile(rf"{_NOT_WITHIN}({'|'.join(_VALUES)})=(?!None\b)('[^']*'(?: or '[^']*')*|-?[\w…]+(?:\.\w+)*)")
@@ -22,7 +41,7 @@ def as_flags(message: str) -> str:
     """A message of the library's, with its arguments as what is typed: overwrite=True becomes --overwrite."""
     message = _SWITCH.sub(lambda match: f"--{match[1].replace('_', '-')}", message)
     message = _VALUE.sub(
-        lambda match: f"--{match[1]} {match[2].replace(chr(39), '').removeprefix('torch.')}",
+        lambda match: f"--{match[1].replace('_', '-')} {match[2].replace(chr(39), '').removeprefix('torch.')}",
         message,
     )
     return _WEIGHTS.sub(lambda match: " ".join(f"--weight {one.strip()}" for one in match[1].split(",")), message)
@@ -35,6 +54,8 @@ def in_flags(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
     def told(arguments: argparse.Namespace) -> int:
         try:
             return run(arguments)
+        except Refused as error:
+            raise Refused(as_flags(str(error))) from error
         except (ValueError, TypeError) as error:
             raise ValueError(as_flags(str(error))) from error
 
@@ -68,6 +89,34 @@ def add_pickle(parser: argparse.ArgumentParser) -> None:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for a program instead of a table")
+
+
+def add_data(parser: argparse.ArgumentParser, what: str, required: bool = False) -> None:
+    """--data, and how much of it."""
+    parser.add_argument("--data", required=required, metavar="FILE", help=what)
+    parser.add_argument("--samples", type=int, default=64, help="of the data, from its start (default: 64)")
+    parser.add_argument("--max-tokens", type=int, default=256, help="of each text (default: 256)")
+    parser.add_argument("--batch", type=int, default=8, help="samples in one forward (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, help="of whatever is drawn at random (default: 0)")
+
+
+def amount_of(arguments: argparse.Namespace) -> Amount:
+    """How much data was asked for."""
+    from xadapt.data.amount import Amount
+
+    return Amount(
+        samples=arguments.samples, max_tokens=arguments.max_tokens, batch=arguments.batch, seed=arguments.seed
+    )
+
+
+def add_map(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--map", metavar="FILE", help="a JSON file with lines of your own for the module map")
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="write a page; other verbs' parts of the same page stay"
+    )
 
 
 def show_progress(arguments: argparse.Namespace) -> bool:

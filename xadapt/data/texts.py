@@ -1,0 +1,67 @@
+"""Texts from files, rows and messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Sample = str | list[dict[str, Any]]  # a text, or a conversation's messages
+
+_WANTED = 'a row has "text": "…", or "messages": [{"role": "user", "content": "…"}, …]'
+
+
+def read_texts(path: Path, limit: int) -> list[Sample]:
+    """The first samples of a text file (a line each) or of a .jsonl file (a JSON object each). Empty lines are passed over.
+
+    Raises:
+        ValueError: a line cannot be read, which is named by its number, or there is no text at all.
+    """
+    found: list[Sample] = []
+    for number, line in _lines(path):
+        found.append(_from_json(line, f"{path}, line {number}") if path.suffix in (".jsonl", ".json") else line)
+        if len(found) == limit:
+            break
+    if not found:
+        raise ValueError(f"{path} is empty: it has no line of text.")
+    return found
+
+
+def from_row(row: Any, where: str) -> Sample:
+    """The text or the messages of a row.
+
+    Raises:
+        ValueError: it has neither.
+    """
+    if isinstance(row, str):
+        return row
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{where} is {type(row).__name__}; {_WANTED}.")
+    text, messages = row.get("text"), row.get("messages")
+    if isinstance(text, str) and text.strip():
+        return text
+    if isinstance(messages, Iterable) and not isinstance(messages, str):
+        conversation = [dict(message) for message in messages if isinstance(message, Mapping)]
+        if conversation and all(isinstance(one.get("role"), str) and "content" in one for one in conversation):
+            return conversation
+    raise ValueError(f"{where} has the fields {', '.join(map(repr, row)) or 'none'} and no text in them; {_WANTED}.")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number} is no text in UTF-8 ({error.reason}).") from error
+            if line.strip():
+                yield number, line.rstrip("\r\n")
+
+
+def _from_json(line: str, where: str) -> Sample:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON ({error}); a .jsonl file has one object a line: {_WANTED}.") from error
+    return from_row(row, where)

@@ -1,0 +1,62 @@
+"""Which layers of a base an adapter's tensors are for, told without a look at a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+from torch import nn
+
+from xadapt.contract import Adapter, Base, Siblings
+from xadapt.counterparts import shape_of
+from xadapt.folding import layers_of
+from xadapt.kinds import PeftKind
+from xadapt.layouts.names import in_base
+
+from .result import PlannedLayer
+
+
+def adapted_layers(adapter: Adapter, base: Base) -> tuple[str, ...]:
+    """The paths in this base, in its order; none for formats that PEFT does not know."""
+    if not isinstance(adapter.kind, PeftKind):
+        return ()
+    try:
+        return tuple(layer.path for layer in layers_of([adapter], base))
+    except ValueError:  # a sort that can be carried and cannot be folded: its tensors' names say which layers
+        modules = base.modules()
+        found = (_owner(name, modules) for name in adapter.tensors)
+        return tuple(dict.fromkeys(path for path in found if path is not None))
+
+
+def planned_layers(adapter: Adapter, bases: Siblings) -> tuple[PlannedLayer, ...]:
+    """Each layer of the adapter, and where the module map sends it. Opens no weight."""
+    here, there = bases.source.modules(), bases.target.modules()
+    planned = []
+    for path in adapted_layers(adapter, bases.source):
+        lines = bases.modules.of(path)
+        size = _bytes(here[path])
+        if not lines:
+            reason = bases.modules.why_unmatched(path) or "it is no linear, convolution or embedding"
+            planned.append(PlannedLayer(path, None, None, reason, size))
+        for line in lines:
+            planned.append(
+                PlannedLayer(path, line.target, line.relation, line.reason, size + _bytes(there[line.target]))
+            )
+    return tuple(planned)
+
+
+def _owner(name: str, modules: Mapping[str, nn.Module]) -> str | None:
+    """The longest beginning of a tensor's name that is a module; None for tensors that all layers share."""
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        place = in_base(".".join(parts[:length]), modules)
+        if place is not None:
+            return place
+    return None
+
+
+def _bytes(module: nn.Module) -> int:
+    weight = getattr(module, "weight", None)
+    if not hasattr(weight, "element_size"):
+        return 0
+    return prod(shape_of(module)) * int(weight.element_size())  # type: ignore[union-attr]

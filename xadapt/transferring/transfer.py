@@ -1,0 +1,282 @@
+"""The verb: an adapter carried to another base, and written there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from xadapt import registry
+from xadapt.adapter_files import Opened, name_of, open_adapter
+from xadapt.contract import Adapter, Carried, Learner, Method, Transfer
+from xadapt.data.amount import Amount
+from xadapt.data.opening import open_data
+from xadapt.errors import some
+from xadapt.fingerprint import Match
+from xadapt.method_options import build, chosen, fields_of
+from xadapt.opening import open_for
+from xadapt.origin import fingerprint_of, match_base
+from xadapt.refused import Refused
+from xadapt.siblings import Pair
+
+from .layers import adapted_layers, planned_layers
+from .result import CarriedLayer, TransferPlan, TransferResult
+from .writing import check_free, write_transferred
+
+Map = Mapping[str, "str | None"] | str | PathLike[str] | None
+
+
+def transfer(
+    adapter: Any,
+    source: Any,
+    target: Any,
+    method: str = "auto",
+    *,
+    out: str | PathLike[str],
+    data: Any = None,
+    partial: bool = False,
+    trust_source: bool = False,
+    map: Map = None,
+    component: str | None = None,
+    amount: Amount | None = None,
+    tokenizer: Any = None,
+    seed: int = 0,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+    overwrite: bool = False,
+    **options: Any,
+) -> TransferResult:
+    """Carries an adapter to another base, and writes it there: a PEFT folder, or the method's own format.
+
+        xadapt.transfer("my-adapter", "llama", "llama-instruct", method="prolora", out="there", rank=64)
+
+    It appears under `out` when it is whole and was read back, or not at all. Beside the tensors lie the record of how it came
+    about (`xadapt_transfer.json`, and in the config's `auto_mapping`): method, options, both bases' fingerprints, what each layer
+    lost.
+
+    Args:
+        adapter: a folder or file, a PeftModel, or what `read_adapter` returns.
+        source: the base it was trained on: a folder, a hub id, a live model.
+        target: the base it is carried to.
+        method: one of `xadapt methods`.
+        out: the folder to write.
+        data: for methods that learn or measure; see `xadapt.data.open_data`.
+        partial: write what could be carried, where some layers could not.
+        trust_source: go on although the adapter's fingerprint says it was trained on another base than `source`.
+        map: lines of your own for the module map, a dict or a JSON file.
+        component: which part of pipelines and of a LoRA file.
+        amount: how much of the data.
+        tokenizer: for live models.
+        seed: of the method, where it draws anything, and of random data.
+        overwrite: replace an adapter that lies at `out`.
+        options: the method's own; `xadapt transfer --method NAME --help` lists them.
+
+    Raises:
+        Refused: the adapter is another base's, or layers would be left out. Nothing is written.
+        ValueError: something given cannot be used. Nothing is written.
+        TypeError: the method has no such option.
+    """
+    check_free(Path(out), overwrite)
+    job = _prepare(adapter, source, target, method, data, map, component, seed, variant, allow_pickle, options)
+    belongs = _check_source(job, trust_source)
+    much = amount or Amount(seed=seed)
+    carried, said = _carry(job, data, much, tokenizer)
+    if carried.left_out and not partial:
+        reasons = [f"{path}: {why}" for path, why in carried.left_out.items()]
+        raise Refused(
+            f"{len(reasons)} of the adapter's layers cannot be carried to {job.bases.target.name} by {method}:\n  "
+            + some(reasons, separator="\n  ")
+            + "\nNothing was written. partial=True writes the others; another method may carry all."
+        )
+    result = _result(job, carried, Path(out), belongs, said, trust_source)
+    write_transferred(carried.adapter, job.bases.target, result, overwrite)
+    return result
+
+
+def transfer_all(
+    adapter: Any,
+    source: Any,
+    targets: Mapping[str, Any],
+    method: str = "auto",
+    *,
+    out: str | PathLike[str],
+    **settings: Any,
+) -> dict[str, TransferResult | ValueError]:
+    """`transfer` to several targets, with the adapter and the source read once. Each gets a folder of its own under `out`.
+
+    Args:
+        targets: the folder's name → the base.
+        settings: as `transfer` takes them.
+
+    Returns:
+        By name, the result, or the error that kept this target from being written; the others are written nevertheless.
+    """
+    from_file = {name: settings.get(name) for name in ("component", "variant")}
+    allow_pickle = bool(settings.get("allow_pickle"))
+    read = Opened(open_adapter(adapter, from_file["component"], allow_pickle), name_of(adapter))
+    opened = None if source is None else open_for(source, from_file["component"], allow_pickle, from_file["variant"])
+    results: dict[str, TransferResult | ValueError] = {}
+    for name, target in targets.items():
+        try:
+            results[name] = transfer(read, opened, target, method, out=Path(out) / name, **settings)
+        except ValueError as error:
+            results[name] = error
+    return results
+
+
+def plan_transfer(
+    adapter: Any,
+    source: Any,
+    target: Any,
+    method: str = "auto",
+    *,
+    out: str | PathLike[str],
+    data: Any = None,
+    map: Map = None,
+    component: str | None = None,
+    seed: int = 0,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+    overwrite: bool = False,
+    **options: Any,
+) -> TransferPlan:
+    """What `transfer` would do, and how large it is. Reads the adapter and headers, writes nothing. Arguments as there."""
+    check_free(Path(out), overwrite)
+    job = _prepare(adapter, source, target, method, data, map, component, seed, variant, allow_pickle, options)
+    learns = isinstance(job.step, Learner)
+    return TransferPlan(
+        adapter=job.name,
+        source=job.bases.source.name,
+        target=job.bases.target.name,
+        out=Path(out),
+        method=method,
+        options=chosen(job.method, job.step),
+        reads=job.adapter.kind.name,
+        writes=job.method.writes.name,
+        learns=learns and (data is not None or not isinstance(job.step, Transfer)),
+        loads_models=data is not None or (learns and not isinstance(job.step, Transfer)),
+        layers=planned_layers(job.adapter, job.bases),
+        adapter_bytes=sum(tensor.nbytes for tensor in job.adapter.tensors.values()),
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What was asked for, opened as far as its headers."""
+
+    name: str
+    adapter: Adapter
+    bases: Pair
+    method: Method
+    step: Transfer | Learner
+
+
+def _prepare(
+    adapter: Any,
+    source: Any,
+    target: Any,
+    method: str,
+    data: Any,
+    map: Map,
+    component: str | None,
+    seed: int,
+    variant: str | None,
+    allow_pickle: bool,
+    options: Mapping[str, Any],
+) -> _Job:
+    found = registry.get(method)
+    seeded = {"seed": seed} if any(field.name == "seed" for field in fields_of(found)) else {}
+    step = build(found, {**seeded, **options})
+    if not isinstance(step, Transfer | Learner):
+        raise TypeError(f"The method {method!r} builds {type(step).__name__}, which has neither transfer nor fit.")
+    if isinstance(step, Learner) and not isinstance(step, Transfer) and data is None:
+        raise ValueError(
+            f"The method {method!r} learns from data: pass data=… (--data), a text or JSONL file, a folder of pictures or what else "
+            "xadapt.data.open_data takes. No labels are needed."
+        )
+    read = open_adapter(adapter, component, allow_pickle)
+    if read.kind not in found.reads:
+        working, _ = registry.load_all()
+        others = [name for name, other in working.items() if read.kind in other.reads]
+        kinds = ", ".join(kind.name for kind in found.reads)
+        raise ValueError(
+            f"The method {method!r} reads {kinds}, and this adapter is of kind {read.kind.name!r}. Methods that read it: "
+            f"{', '.join(others) or 'none is installed'}."
+        )
+    opened = None if source is None else open_for(source, component, allow_pickle, variant)
+    return _Job(
+        name_of(adapter), read, Pair(opened, open_for(target, component, allow_pickle, variant), map), found, step
+    )
+
+
+def _check_source(job: _Job, trust_source: bool) -> dict[Match, int]:
+    """Whether the adapter was trained on the source, as far as it says so."""
+    try:
+        source = job.bases.source
+    except ValueError:  # none was given: whether one is needed is the method's to say
+        return {}
+    found = match_base(job.adapter, source)
+    others = found.get("differs", 0) + found.get("other shape", 0)
+    if others > found.get("same", 0) and not trust_source:
+        trained_on = getattr(job.adapter.config, "base_model_name_or_path", None) or "another base"
+        raise Refused(
+            f"{job.name} was not trained on {source.name}: {others} of {sum(found.values())} layers have other weights than its "
+            f"fingerprint says (it names {trained_on}). Pass that base as source; trust_source=True goes on with this one."
+        )
+    return found
+
+
+def _carry(job: _Job, data: Any, amount: Amount, tokenizer: Any) -> tuple[Carried, str | None]:
+    step, said = job.step, None
+    if isinstance(step, Learner) and data is not None:
+        own = getattr(step, "batches", None)
+        if own is not None:
+            batches, said = own(data, job.bases), str(data) if isinstance(data, str | PathLike) else "data as given"
+        else:
+            source = job.bases.source if job.bases.has_source else None
+            batches = open_data(data, source, job.bases.target, amount, tokenizer=tokenizer)
+            said = batches.said
+        step = step.fit(job.adapter, job.bases, batches)
+    elif data is not None:
+        raise ValueError(f"The method {job.method.name!r} needs no data; leave data out, or choose one that learns.")
+    assert isinstance(step, Transfer)
+    return step.transfer(job.adapter, job.bases), said
+
+
+def _result(
+    job: _Job, carried: Carried, out: Path, belongs: dict[Match, int], said: str | None, trusted: bool
+) -> TransferResult:
+    target = job.bases.target
+    paths = adapted_layers(carried.adapter, target) or tuple(carried.evidence)
+    layers = [
+        CarriedLayer(path, str(evidence.get("method", job.method.name)), evidence)
+        for path in paths
+        for evidence in [dict(carried.evidence.get(path, {}))]
+    ]
+    here = adapted_layers(job.adapter, job.bases.source) if job.bases.has_source else ()
+    others = belongs.get("differs", 0) + belongs.get("other shape", 0)
+    return TransferResult(
+        out=out,
+        adapter=job.name,
+        source=job.bases.source.name if job.bases.has_source else "a base that was not given",
+        target=target.name,
+        method=job.method.name,
+        options=chosen(job.method, job.step),
+        read=job.adapter.kind.name,
+        written=carried.adapter.kind.name,
+        layers=tuple(layers),
+        left_out=dict(carried.left_out),
+        considered=dict(carried.considered),
+        belongs={str(match): count for match, count in belongs.items()},
+        source_fingerprint=fingerprint_of(job.bases.source, here) if here else {},
+        target_fingerprint=fingerprint_of(target, paths),
+        parameters=sum(tensor.numel() for tensor in carried.adapter.tensors.values()),
+        bytes=sum(tensor.nbytes for tensor in carried.adapter.tensors.values()),
+        data=said,
+        trusted=trusted and others > belongs.get("same", 0),
+    )
+
+
+__all__: Sequence[str] = ["plan_transfer", "transfer", "transfer_all"]

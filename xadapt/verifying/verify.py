@@ -1,0 +1,156 @@
+"""The verb: bare source, adapted source, bare target, copy and transferred, on the same unlabelled inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from xadapt.adapter_files import name_of, open_adapter
+from xadapt.base import LiveBase
+from xadapt.contract import Adapter
+from xadapt.data.amount import Amount
+from xadapt.data.batches import Batches
+from xadapt.data.opening import open_data
+from xadapt.data.tokenizing import tokenizer_of
+from xadapt.opening import open_for
+from xadapt.siblings import Pair
+
+from .comparing import compare, retained
+from .metrics import Metric, lm_eval_metric, metric_from, numbers
+from .models import adapted
+from .pictures import Painter
+from .report import Verified, VerifyReport
+
+
+def verify(
+    source: Any,
+    target: Any,
+    adapter: Any,
+    transferred: Any,
+    data: Any,
+    *,
+    neutral: Any = None,
+    metric: str | Metric | None = None,
+    tasks: Sequence[str] = (),
+    task_limit: int | None = None,
+    prompts: Sequence[str] = (),
+    component: str | None = None,
+    amount: Amount | None = None,
+    tokenizer: Any = None,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+    progress: bool = False,
+) -> VerifyReport:
+    """Whether the carried adapter changes the target as the adapter changed its source. No labels are needed.
+
+        report = xadapt.verify("llama", "llama-instruct", "my-adapter", "there", "lines.txt")
+        report.score, report.verdict
+
+    Both models are loaded. For causal language models the change is that of the log-probabilities, for denoisers that of the
+    predicted noise. The copy is the adapter put on the target as it is; where it cannot be, its row says why.
+
+    Args:
+        source, target: folders, hub ids or live models; live ones are as before afterwards.
+        adapter: on the source.
+        transferred: what transfer wrote for the target.
+        data: inputs of the kind that the adapter is for; see `xadapt.data.open_data`.
+        neutral: inputs that are not its business, to see what it breaks.
+        metric: a function from a model to a number or to a dict of them, or "module:function": measured on all five models.
+        tasks: lm-eval's, by name or by the path of their file.
+        task_limit: documents of each task; all by default.
+        prompts: for a component of a pipeline: what all five draw for these.
+        tokenizer: for live models.
+
+    Raises:
+        ValueError: something given cannot be used, the adapter does nothing on its own source, or the models' outputs cannot be
+            compared.
+    """
+    here, there = (open_for(base, component, allow_pickle, variant) for base in (source, target))
+    bases = Pair(here, there)
+    if bases.source is bases.target or _one_model(bases):
+        raise ValueError(
+            "source and target are one live model, which cannot have both adapters at once: pass a copy as target."
+        )
+    candidates: dict[str, Adapter] = {
+        "copy": open_adapter(adapter, component, allow_pickle),
+        "transferred": open_adapter(transferred, component, allow_pickle),
+    }
+    inputs = open_data(data, bases.source, bases.target, amount, tokenizer=tokenizer)
+    others = None if neutral is None else open_data(neutral, bases.source, bases.target, amount, tokenizer=tokenizer)
+    metrics = [] if metric is None else [metric_from(metric)]
+    if tasks:
+        batch = (amount or Amount()).batch
+        metrics.append(lm_eval_metric(tasks, tokenizer or tokenizer_of(bases.target), batch, task_limit))
+    painters = [
+        Painter.of(base, prompts, amount or Amount()) if prompts else None for base in (bases.source, bases.target)
+    ]
+    own = candidates["copy"]
+    with adapted(bases.source, own) as model:
+        rows = [
+            Verified(name="adapted source", metrics=_measured(metrics, model), images=_drawn(painters[0], model)),
+        ]
+    bare = bases.source.module()
+    rows.insert(0, Verified(name="bare source", metrics=_measured(metrics, bare), images=_drawn(painters[0], bare)))
+    plain = bases.target.module()
+    rows.append(
+        Verified(
+            name="bare",
+            agreement=compare(bases, own, None, inputs, "the bare target", progress),
+            retention=None if others is None else 1.0,
+            metrics=_measured(metrics, plain),
+            images=_drawn(painters[1], plain),
+        )
+    )
+    for name, candidate in candidates.items():
+        rows.append(_look(name, candidate, bases, own, inputs, others, metrics, painters[1], progress))
+    notes = ["The inputs are random latents, not pictures."] if inputs.random else []
+    return VerifyReport(
+        adapter=name_of(adapter),
+        transferred=name_of(transferred),
+        source=bases.source.name,
+        target=bases.target.name,
+        data=inputs.said,
+        neutral=None if others is None else others.said,
+        rows=tuple(rows),
+        prompts=tuple(prompts),
+        notes=tuple(notes),
+    )
+
+
+def _one_model(bases: Pair) -> bool:
+    live = [base for base in (bases.source, bases.target) if isinstance(base, LiveBase)]
+    return len(live) == 2 and live[0].module() is live[1].module()
+
+
+def _look(
+    name: str,
+    candidate: Adapter,
+    bases: Pair,
+    own: Adapter,
+    inputs: Batches,
+    neutral: Batches | None,
+    metrics: Sequence[Metric],
+    painter: Painter | None,
+    progress: bool,
+) -> Verified:
+    try:
+        with adapted(bases.target, candidate) as model:
+            measured, images = _measured(metrics, model), _drawn(painter, model)
+    except ValueError as error:  # a copy that does not fit is a result, not a mistake
+        return Verified(name=name, error=str(error))
+    agreement = compare(bases, own, candidate, inputs, f"the {name}", progress)
+    kept = None if neutral is None else retained(bases, candidate, neutral, f"neutral inputs, the {name}", progress)
+    return Verified(name=name, agreement=agreement, retention=kept, metrics=measured, images=images)
+
+
+def _measured(metrics: Sequence[Metric], model: Any) -> dict[str, float]:
+    return {name: value for metric in metrics for name, value in numbers(metric, _plain(model)).items()}
+
+
+def _drawn(painter: Painter | None, model: Any) -> tuple[str, ...]:
+    return () if painter is None else painter.draw(_plain(model))
+
+
+def _plain(model: Any) -> Any:
+    """The network itself, which PEFT has changed in place."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model.eval()
