@@ -98,7 +98,7 @@ class TestLayers:
     def test_unknown_processors_are_refused(self) -> None:
         unet = sd15_like()
         unet.set_attention_slice("auto")
-        with pytest.raises(NotImplementedError, match=r"SlicedAttnProcessor.*Known: AttnProcessor, AttnProcessor2_0"):
+        with pytest.raises(ValueError, match=r"SlicedAttnProcessor.*Known: AttnProcessor, AttnProcessor2_0"):
             find_attention_layers(unet)
 
 

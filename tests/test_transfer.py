@@ -198,6 +198,44 @@ class TestRefusals:
             xadapt.transfer(work / "lora", work / "source", work / "target", "copy", out=tmp_path / "out")
         assert nothing_in(tmp_path)
 
+    def test_an_interrupted_transfer_goes_on_where_it_stopped(
+        self, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import xadapt_weight.conversion as conversion
+
+        original, calls = conversion.project, []
+
+        def interrupted(*arguments: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        monkeypatch.setattr(conversion, "project", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            xadapt.transfer(work / "lora", work / "source", work / "target", "lora_x", out=tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        assert len(list((tmp_path / ".out.layers").iterdir())) == 2
+        result = xadapt.transfer(work / "lora", work / "source", work / "target", "lora_x", out=tmp_path / "out")
+        assert len(calls) == 3 + len(result.layers) - 2
+        assert not (tmp_path / ".out.layers").exists()
+        monkeypatch.setattr(conversion, "project", original)
+        whole = xadapt.transfer(work / "lora", work / "source", work / "target", "lora_x", out=tmp_path / "whole")
+        assert [layer.evidence for layer in whole.layers] == [layer.evidence for layer in result.layers]
+
+    def test_a_transfer_that_failed_leaves_no_layers_behind(
+        self, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import xadapt_weight.conversion as conversion
+
+        def broken(*_: Any) -> Any:
+            raise ValueError("no")
+
+        monkeypatch.setattr(conversion, "relative_error", broken)
+        with pytest.raises(ValueError, match="no"):
+            xadapt.transfer(work / "lora", work / "source", work / "target", "lora_x", out=tmp_path / "out")
+        assert not list(tmp_path.iterdir())
+
 
 class TestLearners:
     def test_it_gets_batches_and_may_be_given_none(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,13 @@ class Clip:
     """
 
     def __init__(self, name: str = CLIP, device: str | torch.device = "cpu", batch: int = 32) -> None:
-        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+        import transformers
 
         self.name, self.batch = name, batch
-        self._model: Any = CLIPModel.from_pretrained(name).to(device).eval()  # type: ignore[arg-type]
-        self._pixels: Any = AutoImageProcessor.from_pretrained(name)
-        self._words: Any = AutoTokenizer.from_pretrained(name)
+        given: Any = transformers
+        self._model: Any = given.CLIPModel.from_pretrained(name).to(device).eval()
+        self._pixels: Any = given.AutoImageProcessor.from_pretrained(name)
+        self._words: Any = given.AutoTokenizer.from_pretrained(name)
 
     def images(self, images: Sequence[Any]) -> Tensor:
         """Unit vectors (n, d) of PIL images."""
@@ -151,7 +153,7 @@ def face_analysis(root: str = "~/.insightface", size: int = 640) -> Any:
         )
         raise ValueError(f"{folder} holds no antelopev2 weights. {hint}")
     try:
-        from insightface.app import FaceAnalysis
+        FaceAnalysis: Any = import_module("insightface.app").FaceAnalysis
     except ImportError as error:
         raise ImportError(
             "IDA needs insightface and onnxruntime: pip install 'xadapt[a4a-eval]'. Its code is MIT-licensed, its weights are for "

@@ -144,7 +144,8 @@ class A4AModel(ReferenceAdapter):
         old = self.source
         shortcut = bool(getattr(old.image_proj, "shortcut", False))
         self.source = IPAdapterSource(old.kind.name, old.options, old.adapter_dims, shortcut).to(self.device)
-        self.register_to_config(ip_adapter="random weights", ip_adapter_fingerprint=fingerprint_of(self.source))
+        config: dict[str, Any] = {"ip_adapter": "random weights", "ip_adapter_fingerprint": fingerprint_of(self.source)}
+        self.register_to_config(**config)  # type: ignore[no-untyped-call]
 
     def maps_of(self, image_embeds: Tensor, clip_embeds: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """k̄_i, v̄_i of one reference per row: projection, mapping and alignment of all layers' features at once."""

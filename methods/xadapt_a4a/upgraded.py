@@ -102,7 +102,7 @@ class LayerwiseMapping(nn.Module):
 
     def forward(self, reference: Tensor) -> Tensor:
         """(B, l'·N, d) from (B, l·N, d)."""
-        layers = reference.split(self.tokens, dim=1)
+        layers = reference.chunk(reference.shape[1] // self.tokens, dim=1)
         mapped = [layers[i] + own(layers[i]) for i, own in zip(self.pairs, self.maps, strict=True)]
         return torch.cat(mapped, dim=1)
 

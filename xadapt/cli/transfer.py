@@ -25,9 +25,11 @@ from xadapt.cli.options import (
     as_flags,
     in_flags,
     print_json,
+    show_progress,
     size,
 )
 from xadapt.method_options import fields_of, help_of, parse, type_of
+from xadapt.progress import showing
 from xadapt.refused import Refused
 
 if TYPE_CHECKING:
@@ -102,6 +104,11 @@ def _add_option(group: Any, parser: argparse.ArgumentParser, method: Method, fie
 @in_flags
 def run(arguments: argparse.Namespace) -> int:
     """Carries to every target; the adapter and the source are read once."""
+    with showing(show_progress(arguments)):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from xadapt.transferring.transfer import plan_transfer, transfer
 
     outs = _outs(arguments.target, arguments.out)

@@ -23,6 +23,7 @@ from xadapt.siblings import Pair
 
 from .layers import adapted_layers, planned_layers
 from .result import CarriedLayer, TransferPlan, TransferResult
+from .resuming import resumable
 from .writing import check_free, write_transferred
 
 Map = Mapping[str, "str | None"] | str | PathLike[str] | None
@@ -52,7 +53,7 @@ def transfer(
 
         xadapt.transfer("my-adapter", "llama", "llama-instruct", method="prolora", out="there", rank=64)
 
-    It appears under `out` when it is whole and was read back, or not at all. Beside the tensors lie the record of how it came
+    It appears under `out` when it is whole and was read back, or not at all. Interrupted, the same call goes on where it stopped. Beside the tensors lie the record of how it came
     about (`xadapt_transfer.json`, and in the config's `auto_mapping`): method, options, both bases' fingerprints, what each layer
     lost.
 
@@ -82,7 +83,7 @@ def transfer(
     job = _prepare(adapter, source, target, method, data, map, component, seed, variant, allow_pickle, options)
     belongs = _check_source(job, trust_source)
     much = amount or Amount(seed=seed)
-    carried, said = _carry(job, data, much, tokenizer)
+    carried, said = _carry(job, Path(out), data, much, tokenizer)
     if carried.left_out and not partial:
         reasons = [f"{path}: {why}" for path, why in carried.left_out.items()]
         raise Refused(
@@ -228,7 +229,7 @@ def _check_source(job: _Job, trust_source: bool) -> dict[Match, int]:
     return found
 
 
-def _carry(job: _Job, data: Any, amount: Amount, tokenizer: Any) -> tuple[Carried, str | None]:
+def _carry(job: _Job, out: Path, data: Any, amount: Amount, tokenizer: Any) -> tuple[Carried, str | None]:
     step, said = job.step, None
     if isinstance(step, Learner) and data is not None:
         own = getattr(step, "batches", None)
@@ -242,7 +243,10 @@ def _carry(job: _Job, data: Any, amount: Amount, tokenizer: Any) -> tuple[Carrie
     elif data is not None:
         raise ValueError(f"The method {job.method.name!r} needs no data; leave data out, or choose one that learns.")
     assert isinstance(step, Transfer)
-    return step.transfer(job.adapter, job.bases), said
+    if data is not None or not job.bases.has_source:
+        return step.transfer(job.adapter, job.bases), said
+    with resumable(job.adapter, job.bases, job.method.name, chosen(job.method, job.step), out):
+        return step.transfer(job.adapter, job.bases), said
 
 
 def _result(
