@@ -160,7 +160,7 @@ class TestOnItsOwnTarget:
 
     def test_kinds_whose_layout_cannot_be_written_are_named(self) -> None:
         model = IPAdapterModel.from_ip_adapter(flat(plus_file(SD15_WIDTHS)), sd15_like())
-        with pytest.raises(NotImplementedError, match="kind 'base', this is 'plus'"):
+        with pytest.raises(ValueError, match="kind 'base', this is 'plus'"):
             model.published()
 
     def test_save_and_open(self, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from .matching import fingerprint_of
 from .reference import ReferenceAdapter
 from .source import IPAdapterSource
 from .targets import AttentionLayer, find_attention_layers, target_fingerprint, unwrapped
+from .versions import check_version
 
 INITS = ("copy", "plain")
 # What published files call the parts that diffusers has renamed.
@@ -58,6 +59,7 @@ class IPAdapterModel(ReferenceAdapter):
         xadapt_version: str = __version__,
     ) -> None:
         super().__init__(target_layers, target_dims, target_class)
+        check_version(xadapt_version, "This adapter")
         self.source = IPAdapterSource(projection_kind, projection_options, target_dims, faceid_plus_v2)
         self._ids = tuple(layer_ids)
 
@@ -161,10 +163,10 @@ class IPAdapterModel(ReferenceAdapter):
         """The tensors by the names of a published .safetensors file.
 
         Raises:
-            NotImplementedError: the image projection is not of kind "base": diffusers' converter for the others goes one way.
+            ValueError: the image projection is not of kind "base": diffusers' converter for the others goes one way.
         """
         if self.source.kind.name != "base":
-            raise NotImplementedError(
+            raise ValueError(
                 f"The published layout can be written for kind 'base', this is {self.source.kind.name!r}. save_pretrained keeps it."
             )
         tensors = {}

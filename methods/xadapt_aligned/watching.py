@@ -1,0 +1,108 @@
+"""What goes into the adapted layers of a network and comes out, while it runs on one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Side = Literal["input", "output"]
+
+
+class Site(NamedTuple):
+    """A feature space of a network: before or behind one of its layers."""
+
+    path: str
+    side: Side
+
+
+class Seen:
+    """The features of one batch at each site, in calls: a layer may run several times, as shared blocks do.
+
+    Layers that read the same tensor share it: `key` is then the same for their sites.
+    """
+
+    def __init__(self) -> None:
+        self._calls: dict[Site, list[int]] = {}
+        self._features: dict[int, Tensor] = {}
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._originals: list[Tensor] = []  # alive, or another tensor could get the same id
+
+    def note(self, site: Site, features: Tensor) -> None:
+        """Copied, since a network may go on to change them in place."""
+        identity = (id(features), features._version)
+        if identity not in self._numbers:
+            number = len(self._numbers)
+            self._numbers[identity] = number
+            self._originals.append(features)
+            self._features[number] = features.detach().clone()
+        self._calls.setdefault(site, []).append(self._numbers[identity])
+
+    def key(self, site: Site) -> tuple[int, ...] | None:
+        """Equal for sites with the same features; None where the layer did not run."""
+        return tuple(self._calls[site]) if site in self._calls else None
+
+    def features(self, site: Site) -> list[Tensor]:
+        return [self._features[number] for number in self._calls.get(site, ())]
+
+
+@contextmanager
+def watching(network: nn.Module, sites: Collection[Site]) -> Iterator[Seen]:
+    """Notes the features at these sites until the end of the block. The network is in eval mode meanwhile."""
+    seen = Seen()
+    modes = {module: module.training for module in network.modules()}
+    hooks = []
+    try:
+        network.eval()
+        for path in dict.fromkeys(site.path for site in sites):
+            inputs, outputs = Site(path, "input"), Site(path, "output")
+
+            def note(
+                module: nn.Module, args: Any, kwargs: Any, result: Any, inputs: Site = inputs, outputs: Site = outputs
+            ) -> None:
+                if inputs in sites:
+                    seen.note(inputs, _first(args or tuple(kwargs.values()), inputs))
+                if outputs in sites:
+                    seen.note(outputs, _first(result if isinstance(result, tuple) else (result,), outputs))
+
+            hooks.append(network.get_submodule(path).register_forward_hook(note, with_kwargs=True))
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes.items():
+            module.training = training
+
+
+def run(network: nn.Module, batch: Mapping[str, Any], role: str) -> Any:
+    """The network on a batch, without gradients. ValueError where its forward does not take it."""
+    where = next((p.device for p in network.parameters()), torch.device("cpu"))
+    moved = {name: value.to(where) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    try:
+        with torch.no_grad():
+            return network(**moved)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The {role}'s forward ({type(network).__name__}) does not take a batch of {', '.join(batch)}: {error}. A batch is a "
+            "dict of arguments that both bases' forwards take."
+        ) from error
+
+
+def tokens(features: Tensor, module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Features as (tokens, width): channels of a convolution, positions that no mask hides."""
+    channels = isinstance(module, nn.modules.conv._ConvNd)
+    ordered = features.movedim(1, -1) if channels else features
+    for name in ("attention_mask", "encoder_attention_mask"):
+        mask = batch.get(name)
+        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape == ordered.shape[:-1]:
+            return ordered[mask.to(ordered.device) > 0]
+    return ordered.reshape(-1, ordered.shape[-1])
+
+
+def _first(values: tuple[Any, ...], site: Site) -> Tensor:
+    if not values or not isinstance(values[0], Tensor):
+        raise ValueError(f"{site.path} has no tensor as its {site.side}, so its features cannot be looked at.")
+    return values[0]

@@ -1,0 +1,121 @@
+"""What this package registers: adapters learnt on the target from the source's adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+from xadapt.contract import Adapter, Method, Siblings, Transfer
+from xadapt.kinds import PeftKind
+from xadapt_feature import FULL_ADA, HYBRID_ADA, INPUT_ADA, OUTPUT_ADA
+from xadapt_weight import COPY
+
+PAPER = "Distilling the change of behaviour; for LoRAs, Trans-LoRA: https://arxiv.org/abs/2405.17258"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distil:
+    """Trains a LoRA on the target until it changes the target's behaviour as the source's adapter changes the source's."""
+
+    rank: int = 8
+    alpha: float | None = None
+    """The rank, if none is given."""
+
+    targets: str = ""
+    """Layers to adapt: a name, several with commas, a regular expression, or "all-linear". By default the counterparts of those
+    that the source's adapter is on."""
+
+    steps: int = 500
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Gradients above this norm are shortened to it."""
+
+    temperature: float = 1.0
+    """Of language models: above 1, unlikely tokens count for more."""
+
+    seed: int = 0
+    checkpoint: str = ""
+    """A folder. With it, an interrupted run goes on where it was last saved, and ends in the same adapter."""
+
+    save_every: int = 100
+    """Steps between two of those."""
+
+    kind: ClassVar[PeftKind] = cast(PeftKind, COPY.writes)
+
+    def __post_init__(self) -> None:
+        for name, least in (("rank", 1), ("steps", 1), ("save_every", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"{name}={value!r}: an integer from {least} on, for example {name}={Distil.__dict__[name]}."
+                )
+        for name in ("lr", "clip", "temperature", *(["alpha"] if self.alpha is not None else [])):
+            if not _is_number(value := getattr(self, name)) or value <= 0:
+                raise ValueError(
+                    f"{name}={value!r}: a number above 0, for example {name}={Distil.__dict__[name] or 8}."
+                )
+        if not _is_number(self.weight_decay) or self.weight_decay < 0:
+            raise ValueError(f"weight_decay={self.weight_decay!r}: a number from 0 on.")
+
+    def fit(self, adapter: Adapter, bases: Siblings, batches: Iterable[Any]) -> Transfer:
+        """The trained transfer, for this adapter and this target.
+
+        Args:
+            batches: dicts of arguments for the forward of both bases, without labels. Read again from the start when they
+                end, so no iterator that can be read only once, unless it is long enough.
+
+        Raises:
+            TypeError, ValueError: no batches, of the wrong sort, or for bases with other vocabularies; the outputs are no
+                logits or predicted noise; the loss is not finite; the checkpoint is of another run.
+        """
+        from .fitting import fit
+
+        return fit(self, adapter, bases, batches)
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and abs(value) < float("inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilInput(Distil):
+    """The same, with an input adapter."""
+
+    kind = cast(PeftKind, INPUT_ADA.writes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilOutput(Distil):
+    """The same, with an output adapter."""
+
+    kind = cast(PeftKind, OUTPUT_ADA.writes)
+
+
+_READS = (COPY.writes, INPUT_ADA.writes, OUTPUT_ADA.writes, HYBRID_ADA.writes, FULL_ADA.writes)
+
+DISTIL = Method(
+    name="distil",
+    summary="a fresh LoRA, trained on unlabelled inputs to change the target as the adapter changed the source",
+    paper=PAPER,
+    reads=_READS,
+    writes=COPY.writes,
+    build=Distil,
+)
+DISTIL_INPUT = Method(
+    name="distil_input",
+    summary="a fresh input adapter, trained on unlabelled inputs to change the target as the adapter changed the source",
+    paper=PAPER,
+    reads=_READS,
+    writes=INPUT_ADA.writes,
+    build=DistilInput,
+)
+DISTIL_OUTPUT = Method(
+    name="distil_output",
+    summary="a fresh output adapter, trained on unlabelled inputs to change the target as the adapter changed the source",
+    paper=PAPER,
+    reads=_READS,
+    writes=OUTPUT_ADA.writes,
+    build=DistilOutput,
+)
