@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -112,12 +113,8 @@ class QuantisedCheckpoint:
 
 def _torchao_descriptions(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     """What torchao wrote into the headers about each weight that it quantised."""
-    try:
-        import torchao  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            "The checkpoint is quantised by torchao, which is not installed: pip install torchao."
-        ) from error
+    if find_spec("torchao") is None:
+        raise ValueError("The checkpoint is quantised by torchao, which is not installed: pip install torchao.")
     described: dict[str, dict[str, Any]] = {}
     for shard in checkpoint.shards:
         for name, text in checkpoint.metadata(shard).items():

@@ -116,7 +116,7 @@ def _onloaded(layer: nn.Module) -> AbstractContextManager[Any]:
         return nullcontext()
     from accelerate.utils import align_module_device
 
-    return align_module_device(layer, execution_device="cpu")  # type: ignore[no-any-return]
+    return align_module_device(layer, execution_device="cpu")  # type: ignore[no-any-return]  # accelerate is untyped
 
 
 def _library(module: nn.Module) -> str:

@@ -22,7 +22,7 @@ class Judge:
     @classmethod
     def trained(cls) -> Judge:
         """A judge trained on the images that the denoisers are trained on too."""
-        from sklearn.svm import SVC  # type: ignore[import-untyped]
+        from sklearn.svm import SVC  # type: ignore[import-untyped]  # scikit-learn has no types
 
         images, labels = concept_images(slice(TRAINING_IMAGES))
         classifier = SVC(C=10.0).fit(images.flatten(1).numpy(), labels.numpy())

@@ -39,7 +39,7 @@ class Batch:
 @cache
 def digits() -> tuple[Tensor, Tensor]:
     """The handwritten digits that ship with scikit-learn, in one fixed random order: images (1797, 1, 8, 8) in -1 to 1, labels (1797)."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # scikit-learn has no types
 
     found = load_digits()
     order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))

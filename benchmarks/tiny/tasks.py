@@ -74,8 +74,11 @@ def decode(tokens: Tensor) -> str:
 def _lines(keyword: str, lines: int, generator: torch.Generator, instruction: bool) -> Tensor:
     digits = torch.randint(0, 10, (lines, DIGITS), generator=generator)
     answer = ALL_TASKS[keyword](digits)
-    column = lambda character: torch.full((lines, 1), CODE[character])  # noqa: E731
     head = ["Q", digits, keyword, "A"] if instruction else [keyword, digits, ">"]
     padding = torch.full((lines, DIGITS - answer.shape[1]), PAD)
-    parts = [column(part) if isinstance(part, str) else part + ZERO for part in [*head, answer, "."]]
+    parts = [_column(part, lines) if isinstance(part, str) else part + ZERO for part in [*head, answer, "."]]
     return torch.cat([*parts, padding], dim=1)
+
+
+def _column(character: str, lines: int) -> Tensor:
+    return torch.full((lines, 1), CODE[character])

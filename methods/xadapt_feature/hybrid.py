@@ -62,7 +62,7 @@ class HybridAdaConfig(FeatureConfig, LoraConfig):
         part = copy.copy(self)
         part.r = rank
         share = rank / self.r
-        part.lora_alpha = self.lora_alpha * (math.sqrt(share) if self.use_rslora else share)  # type: ignore[assignment]
+        part.lora_alpha = self.lora_alpha * (math.sqrt(share) if self.use_rslora else share)  # type: ignore[assignment]  # annotated int, but any number works
         return part
 
 
@@ -89,12 +89,12 @@ class HybridLayer(FeatureLayer):
     # The second part's state goes by the names of the first with `delta_` before them.
 
     @property
-    def adapter_layer_names(self) -> tuple[str, ...]:  # type: ignore[override]
+    def adapter_layer_names(self) -> tuple[str, ...]:  # type: ignore[override]  # a plain attribute in PEFT
         names = self.hosted.adapter_layer_names
         return (*names, *(f"delta_{name}" for name in names))
 
     @property
-    def other_param_names(self) -> tuple[str, ...]:  # type: ignore[override]
+    def other_param_names(self) -> tuple[str, ...]:  # type: ignore[override]  # likewise
         names = self.hosted.other_param_names
         return (*names, *(f"delta_{name}" for name in names))
 

@@ -39,7 +39,7 @@ class IdentityLinear(_StandIn):
         super().__init__(features, features, beside)
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]  # nn.Linear declares an attribute
+    def weight(self) -> Tensor:  # type: ignore[override]  # a parameter in nn.Linear; here it is made when asked for  # nn.Linear declares an attribute
         device, dtype = self.beside()
         return torch.eye(self.in_features, device=device, dtype=dtype)
 
@@ -52,7 +52,7 @@ class ZeroLinear(_StandIn):
     """y = 0: what a parameter-space LoRA is hosted on when its base layer is called elsewhere."""
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
+    def weight(self) -> Tensor:  # type: ignore[override]  # a parameter in nn.Linear; here it is made when asked for
         device, dtype = self.beside()
         return torch.zeros(self.out_features, self.in_features, device=device, dtype=dtype)
 

@@ -120,11 +120,11 @@ class FeatureLayer(nn.Module, BaseTunerLayer):
         return self.hosted.adapter_layer_names
 
     @property
-    def other_param_names(self) -> tuple[str, ...]:  # type: ignore[override]
+    def other_param_names(self) -> tuple[str, ...]:  # type: ignore[override]  # a plain attribute in PEFT
         return self.hosted.other_param_names
 
     @property
-    def frozen_peft_weight_names(self) -> dict[str, tuple[str, ...]]:  # type: ignore[override]
+    def frozen_peft_weight_names(self) -> dict[str, tuple[str, ...]]:  # type: ignore[override]  # likewise
         return self.hosted.frozen_peft_weight_names
 
     @property

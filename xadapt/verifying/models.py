@@ -62,7 +62,7 @@ def answer(model: nn.Module, batch: Mapping[str, Any], base: Base) -> Tensor:
         raise ValueError(f"{base.name} does not take the data's batches ({', '.join(batch)}): {error}") from error
     for name in ("logits", "sample"):
         if isinstance(getattr(result, name, None), Tensor):
-            return getattr(result, name)  # type: ignore[no-any-return]
+            return getattr(result, name)  # type: ignore[no-any-return]  # models' outputs are untyped
     if isinstance(result, tuple) and result and isinstance(result[0], Tensor):
         return result[0]
     raise ValueError(
