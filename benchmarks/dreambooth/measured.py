@@ -1,0 +1,126 @@
+"""Stored evaluations as numbers that tables ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.frame.summary import Difference, Spread, paired, spread
+
+METRICS = ("clip_t", "clip_i", "dino_i", "subject")
+TITLES = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino_i": "DINO-I", "subject": "subject"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What was done: one row of a table."""
+
+    pair: str
+    method: str = ""  # none is the bare model
+    adaptation: str = ""
+    rank: int = 0
+    split: int = 0
+    carry: str = "copy"
+    retrained: bool = False
+    space: str = ""  # of hybrid adaptation
+
+    @property
+    def label(self) -> str:
+        if not self.method:
+            return "bare"
+        name = {"param": "parameter"}.get(self.adaptation, self.adaptation)
+        if self.retrained:
+            name += ", retrained on the target"
+        elif self.carry != "copy":
+            name += f", carried by {self.carry}"
+        elif self.adaptation == "param":
+            name += " (copy)"
+        if self.split:
+            name += f" {self.split} of {self.rank} in {self.space} space"
+        return name
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One evaluation: its means over prompts and image seeds."""
+
+    variant: Variant
+    side: str
+    seed: int
+    subject: str
+    means: Mapping[str, float]
+    artifacts: str  # the cell's name
+    learning_rate: float | None
+
+
+def measured(records: Iterable[Mapping[str, Any]]) -> list[Measured]:
+    """All evaluations among the records."""
+    return [_one(record) for record in records if record["kind"] == "evaluation"]
+
+
+def _one(record: Mapping[str, Any]) -> Measured:
+    settings, rows = record["settings"], record["result"]["rows"]
+    model, training = settings["model"], settings["training"]
+    variant = Variant(model["pair"])
+    if training is not None:
+        adapting = training["adapting"]
+        split = adapting["feature_rank"] if adapting["adaptation"] == "hybrid" else 0
+        variant = Variant(
+            model["pair"],
+            adapting["method"],
+            adapting["adaptation"],
+            adapting["rank"],
+            split,
+            "copy" if settings["carry"] == "lorax" else settings["carry"],  # as LoRA-X is always carried
+            settings["side"] == "target" and training["model"] == model,
+            adapting["hybrid_space"] if split else "",
+        )
+    means = {
+        metric: sum(float(row[metric]) for row in rows) / len(rows) for metric in METRICS if rows and metric in rows[0]
+    }
+    rate = None if training is None else float(training["learning_rate"])
+    return Measured(variant, settings["side"], settings["seed"], settings["subject"], means, record["name"], rate)
+
+
+def of(found: Iterable[Measured], **wanted: Any) -> list[Measured]:
+    """Those whose variant or own fields have these values: `of(all, method="lora", side="target")`."""
+
+    def matches(each: Measured) -> bool:
+        return all(
+            getattr(each if hasattr(each, name) else each.variant, name) == value for name, value in wanted.items()
+        )
+
+    return [each for each in found if matches(each)]
+
+
+def over_seeds(found: Iterable[Measured], metric: str) -> Spread | None:
+    """One value per seed, the mean over its subjects; None if nothing was measured."""
+    by_seed: dict[int, list[float]] = {}
+    for each in found:
+        if metric in each.means:
+            by_seed.setdefault(each.seed, []).append(each.means[metric])
+    if not by_seed:
+        return None
+    return spread([sum(values) / len(values) for values in by_seed.values()])
+
+
+def difference(a: Iterable[Measured], b: Iterable[Measured], metric: str) -> Difference | None:
+    """a - b over what both have: seeds and subjects."""
+    units: list[dict[tuple[int, str], float]] = [
+        {(each.seed, each.subject): each.means[metric] for each in side if metric in each.means} for side in (a, b)
+    ]
+    return paired(units[0], units[1])
+
+
+def text(value: Spread | Difference | None, digits: int = 3) -> str:
+    """The number, or nothing."""
+    return "" if value is None else value.text(digits)
+
+
+def grouped(found: Iterable[Measured], key: Callable[[Measured], Any]) -> dict[Any, list[Measured]]:
+    """Grouped, in the order of their first appearance."""
+    groups: dict[Any, list[Measured]] = {}
+    for each in found:
+        groups.setdefault(key(each), []).append(each)
+    return groups

@@ -1,0 +1,1 @@
+"""The tiny preset's models and images, made on the spot."""
