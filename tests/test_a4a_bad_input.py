@@ -132,6 +132,21 @@ class TestDamaged:
         with pytest.raises(ValueError, match="holds adapters of kind 'a4a', not 'ip_adapter'"):
             write_a4a(ip_adapter(), folder)
 
+    def test_nothing_is_filled_at_random(self, learned: Adapter, folder: Path) -> None:
+        """What diffusers would only warn of."""
+        change_config(folder, depth=2)
+        with pytest.raises(ValueError, match=r"weights are not those of its config: missing keys key_branch\.mapping"):
+            A4AModel.from_pretrained(folder)
+        change_config(folder, depth=1)
+        name = next(iter(learned.tensors))
+        broken = {**learned.tensors, name: torch.full_like(learned.tensors[name], torch.nan)}
+        save_file(broken, folder / WEIGHTS)
+        with pytest.raises(ValueError, match=r"1 tensors hold NaN or infinity"):
+            A4AModel.from_pretrained(folder)
+        save_file({**learned.tensors, "foreign": torch.ones(1)}, folder / WEIGHTS)
+        with pytest.raises(ValueError, match="unexpected keys foreign"):
+            A4AModel.from_pretrained(folder)
+
 
 class TestBelonging:
     """The rest of what can be given wrongly, each said at once and with nothing changed."""
@@ -159,6 +174,10 @@ class TestBelonging:
         target._load_ip_adapter_weights([base_file(SD15_WIDTHS)])
         with pytest.raises(ValueError, match=r"unload_ip_adapter\(\) first"):
             fit(target, [batch_for(target)])
+
+    def test_random_latents(self) -> None:
+        with pytest.raises(ValueError, match="images with captions, not from random latents"):
+            TrainA4A().batches("random", Pair(None, LiveBase(pixart_like())))
 
     def test_embeddings_of_another_encoder(self) -> None:
         target = pixart_like()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from xadapt_a4a.alignment import Alignment
+from xadapt_a4a.branch import Branch
 from xadapt_a4a.coupling import CouplingProjection, coupling_dim
 from xadapt_a4a.upgraded import LinearMapping, MappingBlock, UpgradedMapping, build_mapping
 
@@ -109,3 +110,48 @@ class TestAlignment:
         alignment = Alignment(16, [8, 24, 8], mode="pool")
         assert not list(alignment.parameters())
         assert [x.shape[-1] for x in alignment(torch.randn(2, 15, 16))] == [8, 24, 8]
+
+
+def test_the_whole_way_is_equations_7_to_12() -> None:
+    """Written out with plain products, layer by layer and head by head, as the paper has it plus the residuals."""
+    torch.manual_seed(0)
+    tokens, dim, heads, targets, rounds = 3, 16, 2, [6, 10, 6], 2
+    mapping = UpgradedMapping(len(targets) * tokens, dim, depth=rounds, head_dim=8, ffn_ratio=2)
+    branch = Branch(CouplingProjection(WIDTHS, dim), mapping, Alignment(dim, targets)).double()
+    for parameter in branch.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    k = [one.double() for one in features(tokens)]
+    weights = branch.state_dict()
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def affine(x: Tensor, name: str) -> Tensor:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    reference = torch.cat([affine(one, f"projection.linears.{one.shape[-1]}") for one in k], dim=1)  # Eq. 7
+    assert reference.shape == (2, len(WIDTHS) * tokens, dim)
+    learnt = weights["mapping.learnable"].expand(2, -1, -1)
+    for number in range(rounds):  # Eq. 9
+        at = f"mapping.blocks.{number}"
+        own = norm(learnt, f"{at}.norm_learnable")
+        rows = torch.cat([norm(reference, f"{at}.norm_reference"), own], dim=1)
+        attended = []
+        for head in range(heads):
+            part = slice(8 * head, 8 * head + 8)
+            q, key, value = (
+                x @ weights[f"{at}.{name}.weight"][part].T
+                for x, name in ((own, "to_q"), (rows, "to_k"), (rows, "to_v"))
+            )
+            attended.append((q @ key.transpose(1, 2) / 8**0.5).softmax(-1) @ value)
+        learnt = learnt + torch.cat(attended, -1) @ weights[f"{at}.to_out.weight"].T
+        hidden = torch.nn.functional.gelu(norm(learnt, f"{at}.ffn.0") @ weights[f"{at}.ffn.1.weight"].T)
+        learnt = learnt + hidden @ weights[f"{at}.ffn.3.weight"].T
+    expected = [  # Eq. 11
+        affine(learnt[:, tokens * i : tokens * (i + 1)], f"alignment.linears.{width}")
+        for i, width in enumerate(targets)
+    ]
+    for found, wanted in zip(branch(k), expected, strict=True):
+        torch.testing.assert_close(found, wanted)

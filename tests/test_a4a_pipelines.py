@@ -12,12 +12,14 @@ from diffusers import (
     PixArtAlphaPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
 from torch import Tensor
 
 from tests.a4a_models import SD15_WIDTHS, base_file, pixart_like, sd15_like, sdxl_like
+from tests.a4a_pipes import vae
 from xadapt_a4a import A4AModel
 
 IMAGES = 3
@@ -103,7 +105,7 @@ def test_through_a_stock_pipeline(name: str) -> None:
         assert not torch.allclose(generate(guidance_scale=1.0), bare)
 
 
-@pytest.mark.parametrize("name", ["text", "img2img", "controlnet"])
+@pytest.mark.parametrize("name", ["text", "img2img", "inpaint", "controlnet"])
 def test_through_the_pipelines_of_stable_diffusion(name: str) -> None:
     """One reference for two prompts, a ControlNet that knows nothing of it, and latents to start from."""
     unet: Any = sd15_like()
@@ -124,6 +126,11 @@ def test_through_the_pipelines_of_stable_diffusion(name: str) -> None:
     elif name == "img2img":
         pipe = StableDiffusionImg2ImgPipeline(**parts)
         call |= {"image": randn(2, 4, 8, 8), "strength": 1.0}
+    elif name == "inpaint":
+        pipe = StableDiffusionInpaintPipeline(**{**parts, "vae": vae()})
+        hole = torch.zeros(2, 1, 16, 16)
+        hole[..., 8:] = 1
+        call |= {"image": randn(2, 3, 16, 16).sigmoid(), "mask_image": hole, "height": 16, "width": 16}
     else:
         pipe = StableDiffusionPipeline(**parts)
         call |= {"height": 64, "width": 64}
@@ -141,3 +148,28 @@ def test_through_the_pipelines_of_stable_diffusion(name: str) -> None:
         attachment.set_scale(0.0)
         assert torch.equal(generate(), bare)
     assert torch.equal(generate(), bare)
+
+
+def test_masks_say_where_each_reference_acts() -> None:
+    """Of two references, the one whose region is the whole image is as if it were alone."""
+    pipe, target, call = sdxl()
+    pipe.set_progress_bar_config(disable=True)
+    one = {name: value[:1] if isinstance(value, Tensor) else value for name, value in call.items()}
+    torch.manual_seed(0)
+    adapter = A4AModel.from_ip_adapter(base_file(SD15_WIDTHS), target, depth=1).eval()
+    references = randn(2, 16, seed=3)
+
+    def generate(image_embeds: Tensor, masks: Tensor | None = None) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        with adapter.attached(target, adapter.encode(image_embeds), masks=masks):
+            return pipe(**one, num_inference_steps=2, generator=generator, output_type="latent").images
+
+    alone = [generate(references[index : index + 1]) for index in (0, 1)]
+    assert not torch.allclose(*alone)
+    for index, masks in ((0, [1.0, 0.0]), (1, [0.0, 1.0])):
+        found = generate(references[None], torch.tensor(masks).view(2, 1, 1).expand(2, 64, 64))
+        torch.testing.assert_close(found, alone[index], atol=1e-4, rtol=1e-4)  # over two steps of some ten layers
+    halves = torch.zeros(2, 64, 64)
+    halves[0, :, :32], halves[1, :, 32:] = 1, 1
+    mixed = generate(references[None], halves)
+    assert not any(torch.allclose(mixed, single) for single in alone)

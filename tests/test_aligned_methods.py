@@ -160,7 +160,7 @@ class TestOtherShapes:
     @every_method
     def test_another_depth(self, method: Method) -> None:
         adapter = lora_on(make_llama(layers=3), ["q_proj"])
-        moved = carry(method, adapter, make_llama(layers=3), make_llama(layers=2))
+        moved = carry(method, adapter, make_llama(layers=3), make_llama(1, layers=2))
         assert len(moved.evidence) == 2
         assert len(moved.left_out) == 1
 

@@ -23,6 +23,7 @@ from xadapt.transferring.writing import write_folder
 from xadapt.wearing import wearing
 from xadapt_auto import AUTO
 from xadapt_auto.choosing import choose
+from xadapt_auto.halving import halves
 from xadapt_feature import OUTPUT_ADA
 
 Logits = Callable[[nn.Module], Tensor]
@@ -150,6 +151,27 @@ class TestWithoutData:
         bases = Pair(open_base(make_llama()), open_base(make_llama(seed=1)))
         with pytest.raises(Refused, match=r"other bases or widths.*--data"):
             AUTO.build().transfer(lora_on(make_llama(), ["q_proj"]), bases)
+
+
+class TestTheHalves:
+    def test_each_has_samples_of_every_batch(self) -> None:
+        batches = [
+            {"input_ids": torch.arange(6).view(3, 2), "more": {"mask": torch.ones(3)}, "flag": 1},
+            {"input_ids": torch.zeros(2, 2)},
+        ]
+        fitting, judging = halves(batches)
+        assert fitting[0]["input_ids"].tolist() == [[0, 1], [4, 5]]
+        assert judging[0]["input_ids"].tolist() == [[2, 3]]
+        assert [len(half[0]["more"]["mask"]) for half in (fitting, judging)] == [2, 1]
+        assert judging[0]["flag"] == 1
+        assert [len(half[1]["input_ids"]) for half in (fitting, judging)] == [1, 1]
+
+    def test_batches_of_one_sample_stay_whole(self) -> None:
+        batches = [{"input_ids": torch.full((1, 2), number)} for number in range(3)]
+        fitting, judging = halves(batches)
+        assert [int(batch["input_ids"][0, 0]) for batch in fitting] == [0, 2]
+        assert [int(batch["input_ids"][0, 0]) for batch in judging] == [1]
+        assert halves(batches[:1]) == (batches[:1], batches[:1])
 
 
 class TestThePolicy:

@@ -226,7 +226,7 @@ class TestTransfer:
             carry(trained(make_llama(), r=12), make_llama(), make_llama(hidden_size=16))
 
     def test_to_another_depth(self) -> None:
-        moved = carry(trained(make_llama(layers=3)), make_llama(layers=3), make_llama(layers=2))
+        moved = carry(trained(make_llama(layers=3)), make_llama(layers=3), make_llama(1, layers=2))
         assert len(moved.left_out) == 2
         assert len(moved.adapter.tensors) == 4
 

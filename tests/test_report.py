@@ -60,7 +60,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data, report = ["--data", str(work / "lines.txt")], ["--report", str(work / "report.html")]
     assert main(["check", adapter, *bases, *data, *report]) == 0
     assert main(["transfer", adapter, *bases, "--method", "lora_x", "--out", str(work / "out"), *report]) == 0
-    assert main(["verify", adapter, str(work / "out"), *bases, *data, *report]) == 0
+    assert (
+        main(["verify", adapter, str(work / "out"), *bases, *data, *report]) == 3
+    )  # it loses to the copy, and the page is written
     return work / "report.html"
 
 

@@ -33,7 +33,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = make_llama()
     source.save_pretrained(work / "source")
     drifted(source).save_pretrained(work / "target")
-    make_llama(layers=3).save_pretrained(work / "deeper")
+    make_llama(seed=9, layers=3).save_pretrained(work / "deeper")
     lora_folder(work / "lora")
     input_folder(work / "input")
     return work

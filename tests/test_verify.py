@@ -106,7 +106,7 @@ class TestLanguageModels:
     def test_chunks_of_rows_change_nothing(self, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         given = (make_llama(), drifted(make_llama()), work / "lora", work / "lora", IDS)
         whole = xadapt.verify(*given)
-        monkeypatch.setattr("xadapt.verifying.comparing.ROWS", 7)
+        monkeypatch.setattr("xadapt.verifying.outputs.ROWS", 7)
         assert xadapt.verify(*given, amount=Amount(batch=3)).score == pytest.approx(whole.score, abs=1e-5)
 
 
@@ -214,7 +214,7 @@ class TestDenoisers:
         assert any("not pictures" in note for note in same.notes)
         other = xadapt.verify(unet, drifted(unet, 0.3), adapter, adapter, "random", neutral="random", **given)
         assert other.score is not None
-        assert 0 < other.score < 1
+        assert 0 <= other.score < 0.9
         kept = rows(other)["copy"].retention
         assert kept is not None
         assert 0 < kept < 1

@@ -29,17 +29,23 @@ def open_adapter(source: Any, component: str | None = None, allow_pickle: bool =
     """
     if isinstance(source, Opened):
         return source.adapter
-    if is_path(source):
-        path = Path(source)
-        for kind in registry.kinds():
-            if isinstance(kind, FileKind) and path.exists() and kind.recognises(path):
-                return kind.read(path, allow_pickle)
+    own = file_kind_of(source)
+    if own is not None:
+        return own.read(Path(source), allow_pickle)
     found = adapters_from(source, component, allow_pickle)
     if len(found) != 1:
         raise ValueError(
             f"{len(found)} adapters were given, and one at a time is carried; add them up first: xadapt export."
         )
     return found[0]
+
+
+def file_kind_of(source: Any) -> FileKind | None:
+    """The plug-in's format that a path is of; None for all that PEFT knows, and for what is no path."""
+    if not is_path(source) or not Path(source).exists():
+        return None
+    kinds = (kind for kind in registry.kinds() if isinstance(kind, FileKind))
+    return next((kind for kind in kinds if kind.recognises(Path(source))), None)
 
 
 def name_of(source: Any) -> str:

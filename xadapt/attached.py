@@ -88,7 +88,9 @@ def put_on(base: nn.Module, config: PeftConfig, tensors: Mapping[str, Tensor]) -
             given = {_in_file(name, base): tensor for name, tensor in tensors.items()}
             result: Any = set_peft_model_state_dict(model, given)
         except RuntimeError as error:
-            raise ValueError(f"The adapter does not fit this base: {error}") from error
+            raise ValueError(
+                f"The adapter does not fit this base; was it trained on one of other widths? {error}"
+            ) from error
     if result.unexpected_keys:
         raise ValueError(
             f"The adapter has tensors for layers that this base lacks: {some(sorted(result.unexpected_keys))}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,11 +29,32 @@ def layer_tensors(adapter: Adapter, base: Base, modules: Mapping[str, nn.Module]
             f"The adapter was trained with bias={config.bias!r}: it also changes biases of the base, which cannot be told "
             "from its file alone. Load it and use PEFT's merge_and_unload."
         )
-    tensors = {name: tensor for name, tensor in adapter.tensors.items() if not _is_saved(name, config)}
-    carried = {name: own for name in tensors if (own := _base_name(name, modules))}
+    tensors = without_base_tensors(adapter, base, modules).tensors
+    return {name: tensor for name, tensor in tensors.items() if not _is_saved(name, config)}
+
+
+def without_base_tensors(adapter: Adapter, base: Base, modules: Mapping[str, nn.Module] | None = None) -> Adapter:
+    """The adapter without the tensors of its own base that PEFT's save_pretrained wrote beside it: the embeddings.
+
+    On another base they would overwrite what that one has. Opens no weight but those. Biases that were trained along (bias="all")
+    stay: they are the adapter's.
+
+    Raises:
+        ValueError: they are other numbers than this base has, or of another shape.
+    """
+    modules = base.modules() if modules is None else modules
+    config: Any = adapter.config
+    trained = (".bias",) if getattr(config, "bias", "none") != "none" else ()
+    carried = {
+        name: own
+        for name in adapter.tensors
+        if not _is_saved(name, config) and not name.endswith(trained) and (own := _base_name(name, modules))
+    }
+    if not carried:
+        return adapter
     for name, own in carried.items():
-        _check_carried(own, tensors[name], base)
-    return {name: tensor for name, tensor in tensors.items() if name not in carried}
+        _check_carried(own, adapter.tensors[name], base)
+    return replace(adapter, tensors={name: one for name, one in adapter.tensors.items() if name not in carried})
 
 
 def _is_saved(name: str, config: Any) -> bool:

@@ -36,7 +36,7 @@ def counterparts(paths: Iterable[str], bases: Siblings, agree: Side) -> Counterp
         lines = bases.modules.of(path)
         if len(lines) != 1 or lines[0].relation in ("part", "whole"):
             result.left_out[path] = _why(bases.modules.why_unmatched(path), [line.reason for line in lines])
-        elif not _agrees(shape_of(there[path]), shape_of(here[lines[0].target]), agree):
+        elif not agrees(shape_of(there[path]), shape_of(here[lines[0].target]), agree):
             result.left_out[path] = f"→ {lines[0].target}: {lines[0].reason}"
         else:
             result.found[path] = lines[0].target
@@ -51,12 +51,16 @@ def counterparts(paths: Iterable[str], bases: Siblings, agree: Side) -> Counterp
 
 def shape_of(module: nn.Module) -> tuple[int, ...]:
     """(out, in, *kernel) of a linear, convolution or embedding."""
+    inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if isinstance(inputs, int) and isinstance(outputs, int):  # a quantised weight is stored in another shape
+        return outputs, inputs
     weight = module.weight
     assert isinstance(weight, Tensor)
     return tuple(to_stored(module, weight).shape)
 
 
-def _agrees(source: tuple[int, ...], target: tuple[int, ...], side: Side) -> bool:
+def agrees(source: tuple[int, ...], target: tuple[int, ...], side: Side) -> bool:
+    """Whether two shapes (out, in, *kernel) have the widths in common that a method has no way over a change of."""
     if len(source) != len(target) or source[2:] != target[2:]:
         return False  # a convolution and a linear, or two kernels
     wanted = {"input": source[1:2] == target[1:2], "output": source[:1] == target[:1], "neither": True}

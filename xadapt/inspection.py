@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xadapt.adapter_files import file_kind_of
 from xadapt.attached import WIDE
 from xadapt.contract import Adapter, Base
 from xadapt.factors import scaling_of
 from xadapt.fingerprint import Match, compare
 from xadapt.folding import layers_of
+from xadapt.kinds import FileKind
 from xadapt.layouts.names import in_base, places_in
 from xadapt.matrix import LowRank
 from xadapt.opening import open_for
@@ -60,6 +62,8 @@ class Inspection:
     modules_to_save: tuple[str, ...]
     layers: tuple[InspectedLayer, ...]
     base: str | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What a format that is not PEFT's says of itself."""
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -83,7 +87,7 @@ def inspect(
     """Reads an adapter, and of a base the adapted layers.
 
     Args:
-        adapter: a PEFT folder, or a LoRA file of diffusers or kohya.
+        adapter: a PEFT folder, a LoRA file of diffusers or kohya, or what an installed plug-in reads.
         base: a checkpoint's folder, a hub id or a live model to hold it against.
         component: which part of a LoRA file or a pipeline.
         variant: "fp16" reads the base's files with that in their names.
@@ -91,6 +95,9 @@ def inspect(
     Raises:
         ValueError: the adapter cannot be read, or does not fit the base.
     """
+    own = file_kind_of(adapter)
+    if own is not None:
+        return _inspect_files(own, Path(adapter), base, allow_pickle)
     read = read_adapter(adapter, component=component, allow_pickle=allow_pickle)
     config: Any = read.config
     groups = _by_layer(read)
@@ -114,6 +121,38 @@ def inspect(
         modules_to_save=tuple(sorted(getattr(config, "modules_to_save", None) or ())),
         layers=tuple(layers),
         base=name,
+    )
+
+
+def _inspect_files(kind: FileKind, path: Path, base: Any, allow_pickle: bool) -> Inspection:
+    """Of a format with files of its own, whose tensors belong to modules of the adapter and not to layers of a base."""
+    if base is not None:
+        raise ValueError(
+            f"{path} is of kind {kind.name!r}, which adds nothing to single layers of a base, so that there is nothing to hold "
+            "against one. Leave base out (--base)."
+        )
+    read = kind.read(path, allow_pickle)
+    groups: dict[str, list[Tensor]] = {}
+    for name, tensor in read.tensors.items():
+        groups.setdefault(".".join(name.split(".")[:2]), []).append(tensor)
+    tensors = read.tensors.values()
+    return Inspection(
+        source=str(path),
+        kind=kind.name,
+        method="",
+        space="",
+        parameters=sum(tensor.numel() for tensor in tensors),
+        bytes=sum(tensor.nbytes for tensor in tensors),
+        dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})),
+        trained_on=None,
+        revision=None,
+        xadapt_version=read.config.get("xadapt_version") if isinstance(read.config, Mapping) else None,
+        modules_to_save=(),
+        layers=tuple(
+            InspectedLayer(name, None, None, sum(one.numel() for one in group), _norm(group))
+            for name, group in groups.items()
+        ),
+        facts=kind.describe(read),
     )
 
 

@@ -54,6 +54,9 @@ class FileKind(Kind):
     write: Callable[[Adapter, Path], None]
     """Puts an adapter into a new folder, which the caller moves into its place when all is written."""
 
+    describe: Callable[[Adapter], Mapping[str, str]] = lambda adapter: {}
+    """What `xadapt inspect` says of it beside sizes, by a word or two: {"image projection": "base, 4 tokens"}."""
+
 
 def peft_kind(
     name: str,

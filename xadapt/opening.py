@@ -16,9 +16,10 @@ INDEX = "model_index.json"
 def open_for(
     base: Any, component: str | None = None, allow_pickle: bool = False, variant: str | None = None
 ) -> CheckpointBase | LiveBase:
-    """`open_base` with the component only where the base has components: a pipeline, or an id of the Hub."""
+    """`open_base` with the component only where the base has components: a pipeline, or an id of the Hub. What is open already, as one
+    of several bases may be, has neither component nor variant to choose."""
     if not is_path(base):
-        return open_base(base, variant=variant)
+        return open_base(base)
     alone = Path(base).is_dir() and not (Path(base) / INDEX).is_file()
     return open_base(base, component=None if alone else component, allow_pickle=allow_pickle, variant=variant)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -21,9 +21,9 @@ def showing(shown: bool = True) -> Iterator[None]:
         _shown.reset(token)
 
 
-def track(items: Sequence[T], title: str) -> Iterator[T]:
-    """The items one by one, with a bar."""
-    if not _shown.get():
+def track(items: Iterable[T], title: str, shown: bool = False) -> Iterator[T]:
+    """The items one by one, with a bar where it is shown anyway, or asked for here."""
+    if not (shown or _shown.get()):
         yield from items
         return
     from rich.console import Console

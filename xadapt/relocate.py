@@ -10,18 +10,19 @@ from typing import Any
 
 from torch import Tensor
 
+from xadapt.carried_along import without_base_tensors
 from xadapt.contract import Adapter, Carried, Siblings
-from xadapt.counterparts import Counterparts, Side, counterparts
+from xadapt.counterparts import Counterparts, Side, agrees, counterparts, shape_of
 from xadapt.errors import some
 from xadapt.layouts.names import in_base
-from xadapt.peft_internals import get_pattern_key
+from xadapt.peft_internals import check_target_module_exists, get_pattern_key
 
 _PLACES = ("layers_to_transform", "layers_pattern", "exclude_modules")  # said by target_modules, once it lists paths
 _BY_NAME = ("tie", "modules_to_save", "target_parameters", "layer_replication", "trainable_token_indices")
 
 
 def relocate(adapter: Adapter, bases: Siblings, agree: Side = "both") -> Carried:
-    """The same tensors on the target's layers. Opens no weight.
+    """The same tensors on the target's layers. Opens no weight but those of the source that lie in the adapter's file too.
 
     Args:
         adapter: of a PeftKind, in any space.
@@ -31,18 +32,39 @@ def relocate(adapter: Adapter, bases: Siblings, agree: Side = "both") -> Carried
         ValueError: no layer has a counterpart, or names have to change in an adapter whose options are bound to them.
     """
     modules = bases.source.modules()
-    owners = {name: _owner(name, modules) for name in adapter.tensors}
+    adapter = without_base_tensors(adapter, bases.source, modules)
+    owners = {name: owner_of(name, modules) for name in adapter.tensors}
     paths = dict.fromkeys(path for path in owners.values() if path is not None)
     if not paths:
         raise ValueError(
             f"{bases.source.name} has none of the adapter's layers, the first of which is {next(iter(adapter.tensors))}. Was it "
             "trained on this base, and on this component of it?"
         )
+    if _is_tied_throughout(adapter.config, paths) and _are_alike(paths, bases, agree):
+        return Carried(adapter=replace(adapter, tensors=dict(adapter.tensors)))
     layers = {path: place for path in paths if (place := in_base(path, modules)) is not None}
     to = counterparts(dict.fromkeys(layers.values()), bases, agree)
-    if not to.left_out and all(path == place for path, place in to.found.items()):
+    same_names = all(path == place for path, place in to.found.items())
+    if not to.left_out and same_names and not _targets_more(adapter.config, to.found.values(), bases):
         return Carried(adapter=replace(adapter, tensors=dict(adapter.tensors)))
     return Carried(adapter=_moved(adapter, owners, layers, to), left_out=to.left_out)
+
+
+def _is_tied_throughout(config: Any, paths: Collection[str]) -> bool:
+    """Whether all layers share adapters by patterns that tell no block from another: whichever blocks a base has join in."""
+    tie = getattr(config, "tie", None) or []
+    patterns = [re.compile(pattern) for pattern in ([tie] if isinstance(tie, str) else tie)]
+    return all(any(not one.groups and one.search(path) for one in patterns) for path in paths)
+
+
+def _are_alike(paths: Collection[str], bases: Siblings, agree: Side) -> bool:
+    """Whether the target has layers of these names and widths."""
+    there, here = bases.source.modules(), bases.target.modules()
+    places = [(in_base(path, there), in_base(path, here)) for path in paths]
+    return all(
+        place is not None and own is not None and agrees(shape_of(there[own]), shape_of(here[place]), agree)
+        for own, place in places
+    )
 
 
 def _moved(adapter: Adapter, owners: Mapping[str, str | None], layers: Mapping[str, str], to: Counterparts) -> Adapter:
@@ -76,6 +98,16 @@ def _config(config: Any, places: Mapping[str, str]) -> Any:
     return new
 
 
+def _targets_more(config: Any, places: Collection[str], bases: Siblings) -> bool:
+    """Whether the config's names match layers of a larger target that the adapter has nothing for: further blocks, for example.
+    A tied adapter has: they join the tie."""
+    if not isinstance(getattr(config, "target_modules", None), list | set | str) or getattr(config, "tie", None):
+        return False
+    known = bases.source.modules()
+    further = (path for path in bases.target.modules() if path not in places and path not in known)
+    return any(check_target_module_exists(config, path) for path in further)
+
+
 def _pattern(name: str, given: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
     """PEFT's patterns match the ends of paths; here each layer gets the value it had, under its full new path."""
     if not all(isinstance(value, int | float) for value in given.values()):
@@ -85,7 +117,7 @@ def _pattern(name: str, given: Mapping[str, Any], places: Mapping[str, str]) -> 
     return {f"^{re.escape(place)}": value for place, value in values.items() if value is not None}
 
 
-def _owner(name: str, modules: Collection[str]) -> str | None:
+def owner_of(name: str, modules: Collection[str]) -> str | None:
     """The path in a tensor's name, as it is written there: its longest beginning that is a module. None for shared tensors."""
     parts = name.split(".")
     beginnings = (".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1))

@@ -7,7 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from xadapt.contract import Base
-from xadapt.module_map import ModuleMap, map_modules
+from xadapt.module_map import ModuleMap, map_modules, weight_similarity
 
 if TYPE_CHECKING:
     from xadapt.module_map.override import Override
@@ -45,4 +45,6 @@ class Pair:
 
     @cached_property
     def modules(self) -> ModuleMap:
-        return map_modules(self.source.modules(), self.target.modules(), override=self._override)
+        """Names and shapes say it; of stacks of different depth, the weights of their blocks, which are then read once."""
+        similarity = weight_similarity(self.source.weights(), self.target.weights())
+        return map_modules(self.source.modules(), self.target.modules(), override=self._override, similarity=similarity)

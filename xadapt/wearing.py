@@ -11,6 +11,7 @@ from torch import nn
 
 from xadapt.attached import put_on
 from xadapt.contract import Adapter
+from xadapt.evaluating import in_eval_mode
 from xadapt.kinds import PeftKind
 from xadapt.layouts.names import named_as_in
 
@@ -30,12 +31,12 @@ def wearing(model: nn.Module, adapter: Adapter) -> Iterator[PeftModel]:
     if not isinstance(adapter.kind, PeftKind):
         raise ValueError(f"An adapter of kind {adapter.kind.name!r} is none that PEFT puts on a model.")
     children = {module: dict(module._modules) for module in model.modules()}
-    modes = {module: module.training for module in model.modules()}
     trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
     attributes = set(vars(model))
     config, tensors = named_as_in(adapter.config, adapter.tensors, dict(model.named_modules()))
     try:
-        yield put_on(model, copy.deepcopy(config), tensors).requires_grad_(False)
+        with in_eval_mode(model):
+            yield put_on(model, copy.deepcopy(config), tensors).requires_grad_(False)
     finally:  # not by PEFT's unload, which leaves modules_to_save in place, and nothing at all after a failed start
         for module, own in children.items():
             module._modules.clear()
@@ -44,5 +45,3 @@ def wearing(model: nn.Module, adapter: Adapter) -> Iterator[PeftModel]:
             delattr(model, name)
         for parameter, requires_grad in trained.items():
             parameter.requires_grad_(requires_grad)
-        for module, mode in modes.items():
-            module.training = mode

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import track
+
+from xadapt.progress import track
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,7 +23,7 @@ def each(function: Callable[[T], R], items: Sequence[T], title: str, progress: b
     executor = ThreadPoolExecutor(max_workers=threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
         results = [executor.submit(function, item) for item in items]
-        for future in track(results, title, console=Console(stderr=True), transient=True, disable=not progress):
+        for future in track(results, title, progress):
             yield future.result()
     finally:
         executor.shutdown(cancel_futures=True)

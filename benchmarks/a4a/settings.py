@@ -83,8 +83,8 @@ class TinySettings:
     pretraining: Mapping[str, Pretraining] = field(
         default_factory=lambda: {
             "sd15": Pretraining(steps=400),
-            "sdxl": Pretraining(steps=400),
-            "pixart": Pretraining(steps=1500, learning_rate=1e-2),  # it learns the most slowly of the three
+            "sdxl": Pretraining(steps=800),
+            "pixart": Pretraining(steps=1600, learning_rate=4e-3),  # it learns the most slowly of the three
         }
     )
     source_steps: int = 1200
@@ -106,16 +106,16 @@ class TinySettings:
     depth: int = 2  # R, where a method does not say otherwise
     head_dim: int = 16
     stops: Mapping[str, tuple[int, ...]] = field(
-        default_factory=lambda: {"pixart": (50, 150, 300), "sdxl": (50, 100, 250)}
+        default_factory=lambda: {"pixart": (50, 150, 250), "sdxl": (50, 100, 200)}
     )
     """The numbers of training steps at which adapters are examined."""
 
     learning_rate_grid: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    tuning_steps: Mapping[str, int] = field(default_factory=lambda: {"pixart": 120, "sdxl": 80})
+    tuning_steps: Mapping[str, int] = field(default_factory=lambda: {"pixart": 60, "sdxl": 50})
 
     judge_steps: int = 1000
     exam_references: int = 32
-    exam_prompts: int = 4
+    exam_prompts: int = 2
     exam_losses: int = 512
     sampling_steps: int = 10
     guidance: float = 2.0

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sized
+from dataclasses import replace
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -21,13 +22,14 @@ from PIL import Image, UnidentifiedImageError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from xadapt.contract import Base
 from xadapt.errors import some
 
 from .bars import bar
 from .conditions import Flat, View, family_of, nested
 from .draws import seed_of
 from .dropping import EMPTY_TEXT
-from .encoding import ImageEncoder, PipelineEncoder, centre
+from .encoding import ImageEncoder, PipelineEncoder, centre, own_pipeline
 from .examples import Example, decoded, examples_of
 from .source import IPAdapterSource
 from .stream import Numbered
@@ -41,11 +43,11 @@ _AT_ONCE = 8  # images that are encoded together
 _UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises for damaged files
 
 
-def batches_from(options: TrainA4A, data: Any) -> Iterable[Any]:
+def batches_from(options: TrainA4A, data: Any, target: Base) -> Iterable[Any]:
     """What `TrainA4A.batches` returns."""
     examples = examples_of(data, options.image_column, options.caption_column)
     if examples is not None:
-        return Encodable(options, examples)
+        return Encodable(replace(options, pipeline=options.pipeline or own_pipeline(target)), examples)
     if not isinstance(data, Iterable):
         raise TypeError(
             f"data= is a folder of images with captions, .tar shards, a `datasets` dataset, or an iterable of batches; got "

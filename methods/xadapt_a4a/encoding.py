@@ -6,6 +6,7 @@ What a target is told about a prompt is computed by its own pipeline (`encode_pr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from xadapt.contract import Base
 from xadapt.errors import some
+from xadapt.opening import INDEX
+from xadapt.strict_json import read_object
 
 from .conditions import Flat, View, family_of
 from .matching import fingerprint_of
@@ -35,6 +39,15 @@ def pixels(images: Sequence[Image.Image]) -> Tensor:
     """(B, 3, H, W) from -1 to 1."""
     arrays = np.stack([np.asarray(image, dtype=np.float32) for image in images])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
+
+
+def own_pipeline(target: Base) -> str:
+    """The folder of the pipeline that a target on disk is a part of; "" where it stands alone, or is in memory."""
+    folder: Path | None = getattr(target, "folder", None)
+    if folder is None or not (folder.parent / "scheduler" / "scheduler_config.json").is_file():
+        return ""
+    index = read_object(folder.parent / INDEX) if (folder.parent / INDEX).is_file() else {}
+    return str(folder.parent) if folder.name in index else ""
 
 
 class ImageEncoder:

@@ -244,6 +244,8 @@ def _from_disk(path: Path) -> Any:
 
 
 def _from_hub(name: str) -> Any:
+    if name == "random":  # what other methods and verbs take
+        raise ValueError("A4A learns from images with captions, not from random latents: pass a folder of them.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(
             f"{name} is not there. Pass a folder of images, .tar shards, or a dataset's id such as owner/name."

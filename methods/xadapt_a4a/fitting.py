@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from xadapt.contract import Adapter, Base, Carried, Siblings
 
 from .accelerators import accelerator_for
 from .data import Encodable
+from .encoding import own_pipeline
 from .files import read_ip_adapter
 from .matching import fingerprint_of
 from .model import A4AModel
@@ -65,7 +66,11 @@ class LearnedA4A(nn.Module):
         if fingerprint_of(given) != self.ip_adapter:
             raise ValueError("This transfer was learnt for another IP-Adapter. Fit one for this: TrainA4A(…).fit(…).")
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
-        return Carried(adapter=Adapter(kind=A4A_KIND, config=model_config(self.model), tensors=tensors))
+        config = model_config(self.model)
+        widths: dict[str, Mapping[str, float | str]] = {
+            layer: {"width": width} for layer, width in zip(config["target_layers"], config["target_dims"], strict=True)
+        }
+        return Carried(adapter=Adapter(kind=A4A_KIND, config=config, tensors=tensors), evidence=widths)
 
 
 def fit(
@@ -89,7 +94,8 @@ def fit(
         )
     file = adapter.config.get("file", "") if isinstance(adapter.config, dict) else ""
     model.register_to_config(ip_adapter=file)
-    schedule = (options.scheduler, None) if options.scheduler else (options.pipeline, "scheduler")
+    pipeline = options.pipeline or own_pipeline(target)
+    schedule = (options.scheduler, None) if options.scheduler else (pipeline, "scheduler")
     objective = objective_of(network, options.prediction, *schedule)
     with accelerator_for(
         accelerator,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from xadapt.errors import some
 
 from .bank import Maps
+from .calls import NEGATIVE, are_separate, listen
 from .processors import Decoupled, Term, around
 from .scales import Scale, layer_scales
 from .targets import AttentionLayer
@@ -33,7 +34,10 @@ class Attachment:
         self._layers = tuple(layers)
         self._names = [layer.name for layer in layers]
         scales = layer_scales(scale, self._names)  # before anything is changed
-        self._terms = [Term(key, value, halves, one, masks) for (key, value), one in zip(maps, scales, strict=True)]
+        half = 1 if halves == 2 and are_separate(layers) else None
+        self._terms = [
+            Term(key, value, halves, one, masks, half) for (key, value), one in zip(maps, scales, strict=True)
+        ]
         self._processors: list[Decoupled] = []
         self._reached = False
         for layer, term in zip(self._layers, self._terms, strict=True):
@@ -43,6 +47,7 @@ class Attachment:
             processor.terms.append(term)
             self._processors.append(processor)
         self._hooks: list[Any] = [target.register_forward_pre_hook(self._before_forward)]
+        self._end_listening = listen(target, self._half) if are_separate(layers) else None
         self._watched: list[Any] = [term.key for term in self._terms if term.key.requires_grad]
         self._hooks += [key.register_hook(self._gradient) for key in self._watched]
 
@@ -59,6 +64,8 @@ class Attachment:
         return acting and bool(getattr(self.target, "is_gradient_checkpointing", False))
 
     def __enter__(self) -> Attachment:
+        if not self.is_attached:
+            raise RuntimeError("These maps are detached, so they would do nothing here. Attach the adapter again.")
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
@@ -86,18 +93,29 @@ class Attachment:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        if self._end_listening is not None:
+            self._end_listening()
         for layer, processor, term in zip(self._layers, self._processors, self._terms, strict=True):
             processor.terms[:] = [other for other in processor.terms if other is not term]
             if not processor.terms and layer.module.processor is processor:
                 layer.module.set_processor(processor.base)
+
+    def _half(self, context: str) -> None:
+        """Which half the next call of a target is for that is called once for each."""
+        for term in self._terms:
+            if term.half is not None:
+                term.half = 0 if context == NEGATIVE else 1
+            elif context == NEGATIVE:
+                raise RuntimeError(
+                    "The pipeline calls its target a second time, for the negative prompt (true_cfg_scale), and would show it the "
+                    "reference there too. Attach with guidance=True."
+                )
 
     def _gradient(self, gradient: object) -> None:
         self._reached = True
 
     def _before_forward(self, module: nn.Module, inputs: Any) -> None:
         """Some calls put other processors in place and say nothing: the reference would be ignored in silence."""
-        if torch.compiler.is_compiling():
-            return
         lost = [
             layer.name
             for layer, processor in zip(self._layers, self._processors, strict=True)

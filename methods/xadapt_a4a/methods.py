@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,45 +24,81 @@ class TrainA4A:
     """Learns to carry one IP-Adapter to one target."""
 
     steps: int = 1000
-    lr1: float = 1e-4  # of the learnable features and the blocks
-    lr2: float = 1e-5  # of projection and alignment
-    lr3: float = 1e-5  # of the pretrained adapter
+    """of the optimiser"""
+    lr1: float = 1e-4
+    """learning rate of the learnable features and the blocks"""
+    lr2: float = 1e-5
+    """learning rate of projection and alignment"""
+    lr3: float = 1e-5
+    """learning rate of the pretrained adapter"""
     train_pta: bool = True
+    """train the pretrained adapter further"""
     weight_decay: float = 0.01
-    max_grad_norm: float = 0.0  # 0 clips nothing
-    image_drop: float = 0.05  # the share of samples without their reference: guidance needs it
-    text_drop: float | None = None  # without their text; None: 0.05 where batches have `empty_text`, as encoded ones do
-    both_drop: float | None = None  # without both, likewise
-    ema: float = 0.0  # the decay of averaged weights, which are then what is learnt; 0 keeps no average
+    """of AdamW"""
+    max_grad_norm: float = 0.0
+    """0 clips nothing"""
+    image_drop: float = 0.05
+    """share of samples without their reference: guidance needs it"""
+    text_drop: float | None = None
+    """share without their text; None: 0.05 where batches have `empty_text`, as encoded ones do"""
+    both_drop: float | None = None
+    """share without both, likewise"""
+    ema: float = 0.0
+    """decay of averaged weights, which are then what is learnt; 0 keeps no average"""
     prediction: str = "auto"
+    """epsilon, v_prediction, flow, or what the target's scheduler says"""
     scheduler: str = ""
+    """folder or id of the target's scheduler, if it is not its pipeline's"""
     depth: int = 4
+    """R, the number of rounds of Eq. 9"""
     head_dim: int = 64
+    """of an attention head in them"""
     coupling_ratio: float = 1.0
+    """the coupling space's width as a multiple of the least common multiple of the source's"""
     coupling_width: int | None = None
+    """that width itself, instead"""
     share: str = "width"
+    """one linear layer per distinct width in projection and alignment, or one per layer"""
     projection: str = "linear"
+    """linear, or interpolate: training-free"""
     alignment: str = "linear"
+    """linear, or pool: training-free"""
     mapping: str = "attention"
+    """attention, linear, or layerwise"""
     max_rows: int = 4096
+    """the most rows that the mapping's attention may run over"""
     faceid_plus_v2: bool = False
+    """the file is a FaceID-plus of version 2, which it does not say itself"""
     seed: int = 0
-    # The run
-    accumulate: int = 1  # batches per step and process
-    mixed_precision: str = ""  # no, bf16, fp16; "" as `accelerate launch` says
-    checkpointing: bool = False  # the target computes its activations again in the backward, for less memory
-    checkpoints: str = ""  # a folder: a run that was interrupted goes on from the newest one in it
+    accumulate: int = 1
+    """batches per step and process"""
+    mixed_precision: str = ""
+    """no, bf16, fp16; an empty one as `accelerate launch` says"""
+    checkpointing: bool = False
+    """the target computes its activations again in the backward, for less memory"""
+    checkpoints: str = ""
+    """a folder: a run that was interrupted goes on from the newest one in it"""
     checkpoint_every: int = 500
+    """steps"""
     keep_checkpoints: int = 2
-    log_with: str = ""  # accelerate's trackers: tensorboard, wandb, …
+    """the newest ones"""
+    log_with: str = ""
+    """accelerate's trackers: tensorboard, wandb, …"""
     # Data that has to be encoded: a folder of images, tar shards, a `datasets` dataset
     batch_size: int = 8
-    pipeline: str = ""  # the target's pipeline, a folder or an id of the Hub: its VAE and text encoders
-    image_encoder: str = ""  # the CLIPVisionModelWithProjection that the IP-Adapter wants, likewise
-    cache: str = ""  # a folder for what is encoded; "" encodes into a temporary one
-    resolution: int = 0  # of the images, squares; 0 takes the target's own
-    image_column: str = ""  # "" takes what is an image by its type or name
-    caption_column: str = ""  # "" takes text, caption or prompt
+    """images in a batch"""
+    pipeline: str = ""
+    """the target's, for VAE, text encoders and scheduler: a folder or a hub id; an empty one is that which the target lies in"""
+    image_encoder: str = ""
+    """the CLIPVisionModelWithProjection that the IP-Adapter wants: a folder or a hub id"""
+    cache: str = ""
+    """a folder for what is encoded; an empty one encodes into a temporary folder"""
+    resolution: int = 0
+    """of the images, squares; 0 takes the target's own"""
+    image_column: str = ""
+    """an empty one takes what is an image by its type or name"""
+    caption_column: str = ""
+    """an empty one takes text, caption or prompt"""
 
     def batches(self, data: Any, bases: Siblings) -> Iterable[Any]:
         """What `fit` trains on, from what a user has.
@@ -76,7 +112,7 @@ class TrainA4A:
         Raises:
             ValueError: there is nothing in it, captions are missing, or `pipeline` or `image_encoder` is.
         """
-        batches: Iterable[Any] = _lazy("data", "batches_from")(self, data)
+        batches: Iterable[Any] = _lazy("data", "batches_from")(self, data, bases.target)
         return batches
 
     def fit(
@@ -137,8 +173,19 @@ def _write_a4a(adapter: Adapter, folder: Path) -> None:
     _lazy("folders", "write_a4a")(adapter, folder)
 
 
-IP_ADAPTER = FileKind(name="ip_adapter", recognises=_is_ip_adapter, read=_read_ip_adapter, write=_write_ip_adapter)
-A4A_KIND = FileKind(name="a4a", recognises=_is_a4a, read=_read_a4a, write=_write_a4a)
+def _describe(adapter: Adapter) -> Mapping[str, str]:
+    facts: Mapping[str, str] = _lazy("describing", f"{adapter.kind.name}_facts")(adapter)
+    return facts
+
+
+IP_ADAPTER = FileKind(
+    name="ip_adapter",
+    recognises=_is_ip_adapter,
+    read=_read_ip_adapter,
+    write=_write_ip_adapter,
+    describe=_describe,
+)
+A4A_KIND = FileKind(name="a4a", recognises=_is_a4a, read=_read_a4a, write=_write_a4a, describe=_describe)
 
 A4A = Method(
     name="a4a",

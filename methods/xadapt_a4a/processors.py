@@ -45,6 +45,7 @@ class Term:
     halves: int = 1  # 2 under guidance
     scale: float = 1.0
     masks: Tensor | None = None  # (references, height, width): where in the image each reference acts, and how strongly
+    half: int | None = None  # of targets that are called once per half: 0 while it is the negative one's turn, else 1
 
     def attended(self, query: Tensor, scale: float | None) -> Tensor:
         """Attention(q, k̄, v̄), (B, H, S, D). With masks each reference has a softmax of its own, as in diffusers."""
@@ -61,12 +62,15 @@ class Term:
 
     def rows(self, tensor: Tensor, query: Tensor) -> Tensor:
         """The map for the model's batch, on the query's device and in its dtype. The maps of one image serve any batch."""
+        halves = self.halves
+        if self.half is not None:
+            tensor, halves = tensor.chunk(2)[self.half], 1
         batch, given = query.shape[0], tensor.shape[0]
         if given != batch:
-            if given != self.halves or batch % given:
+            if given != halves or batch % given:
                 raise ValueError(
                     f"The model runs on a batch of {batch}, the attached maps are for one of {given}"
-                    f"{' ([negative; positive])' if self.halves == 2 else ''}. Say how the pipeline is called: "
+                    f"{' ([negative; positive])' if halves == 2 else ''}. Say how the pipeline is called: "
                     "attached(…, guidance=True) where it doubles the batch for classifier-free guidance (guidance_scale > 1), "
                     "num_images_per_prompt=n as it is passed to the pipeline, and one reference per prompt, or one for all."
                 )
@@ -178,8 +182,8 @@ class DecoupledAround(Decoupled):
             query = norm(query)
         attended = decoupled(query, terms, getattr(attn, "scale", None))
         extra: Tensor = attn.to_out[0](attended)
-        if attn.to_out[0].bias is not None:
-            extra = extra - attn.to_out[0].bias  # the base has added it already
+        if attn.to_out[0].bias is not None:  # the base has added it already. It may be offloaded outside of a call
+            extra = extra - attn.to_out[0](attended.new_zeros(1, 1, attended.shape[-1]))
         return extra / getattr(attn, "rescale_output_factor", 1.0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 from weakref import WeakSet
 
@@ -11,6 +12,9 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
+
+from xadapt.errors import some
+from xadapt.finite import is_finite
 
 from .bank import Bank, as_many, beside
 from .injection import Attachment
@@ -32,6 +36,29 @@ class ReferenceAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self._target_class = target_class or "the target"
         self._scale: Scale = 1.0
         self._attachments: WeakSet[Attachment] = WeakSet()  # a detached one must not keep its target alive
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str] | None, **options: Any) -> Any:
+        """As every diffusers model, but nothing that the files lack is filled at random.
+
+        Raises:
+            ValueError: the weights are not those of the config, or hold NaN.
+        """
+        name = pretrained_model_name_or_path
+        told = options.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(name, output_loading_info=True, **options)
+        model, info = loaded
+        wrong = [f"{what.replace('_', ' ')} {some(sorted(map(str, found)))}" for what, found in info.items() if found]
+        if wrong:
+            raise ValueError(
+                f"{name}: its weights are not those of its config: {'; '.join(wrong)}. Copy or save it again."
+            )
+        broken = sorted(key for key, one in model.state_dict().items() if not one.is_meta and not is_finite(one))
+        if broken:
+            raise ValueError(
+                f"{name}: {len(broken)} tensors hold NaN or infinity: {some(broken)}. Take an earlier checkpoint."
+            )
+        return (model, info) if told else model
 
     def maps_of(self, image_embeds: Tensor, clip_embeds: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """k̄_i, v̄_i for each layer of the target, (B, N, d̂_i) each, of one reference per row."""
@@ -112,8 +139,8 @@ class ReferenceAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
             bank: from `encode`.
             scale: λ: a number, a list with one per layer, or a dict by block. What `set_scale` said last (at first 1.0) by
                 default.
-            guidance: whether the target is called with [negative; positive], as pipelines do for guidance_scale > 1. Pipelines
-                that call it twice instead (FLUX with true_cfg_scale) cannot be served.
+            guidance: whether the target is called with [negative; positive], as pipelines do for guidance_scale > 1, or, FLUX
+                with true_cfg_scale, once for each.
             num_images_per_prompt: as it is passed to the pipeline.
             masks: (references, height, width): where each reference of a sample acts, from 0 to 1, in an image of this shape.
                 Constant masks are a λ per reference.

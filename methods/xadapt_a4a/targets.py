@@ -78,8 +78,7 @@ def _takes_term(name: str, module: Any) -> bool:
         known = ", ".join(sorted(cls.__name__ for cls in (*CROSS, *JOINT, FluxAttnProcessor)))
         raise ValueError(
             f"{name} computes its attention with {kind.__name__}, which A4A cannot extend. Known: {known}. "
-            "If it is an option that you have set (attention slicing, fused projections), undo it: "
-            "model.set_default_attn_processor()."
+            "If it is an option that you have set (attention slicing, fused projections), undo it."
         )
     return True
 

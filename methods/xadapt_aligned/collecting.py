@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from xadapt.contract import Siblings
+from xadapt.feature_rows import rows_of
+from xadapt.progress import track
 
 from .moments import Moments
 from .same_tokens import check_ids, check_tokenizers
-from .watching import Seen, Site, run, tokens, watching
+from .watching import Seen, Site, run, watching
 
 Shared = dict[Site, Site]  # site of the source → the one whose moments are its own too
 
@@ -40,10 +40,7 @@ def collect(
     moments: dict[Site, Moments] = {}
     leaders: Shared | None = None
     read = 0
-    console = Console(stderr=True)
-    for batch in track(
-        batches, "looking at features", console=console, transient=True, disable=not console.is_terminal
-    ):
+    for batch in track(batches, "looking at features"):
         given = checked(batch)
         check_ids(given, networks)
         with (
@@ -100,8 +97,8 @@ def _add(
     if not ours and not theirs:
         return
     source, target = networks["source"].get_submodule(site.path), networks["target"].get_submodule(other.path)
-    x = [tokens(features, source, batch) for features in ours]
-    y = [tokens(features, target, batch) for features in theirs]
+    x = [rows_of(features, source, batch) for features in ours]
+    y = [rows_of(features, target, batch) for features in theirs]
     lengths = [sum(len(part) for part in parts) for parts in (x, y)]
     if lengths[0] != lengths[1]:
         raise ValueError(

@@ -91,17 +91,6 @@ def run(network: nn.Module, batch: Mapping[str, Any], role: str) -> Any:
         ) from error
 
 
-def tokens(features: Tensor, module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Features as (tokens, width): channels of a convolution, positions that no mask hides."""
-    channels = isinstance(module, nn.modules.conv._ConvNd)
-    ordered = features.movedim(1, -1) if channels else features
-    for name in ("attention_mask", "encoder_attention_mask"):
-        mask = batch.get(name)
-        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape == ordered.shape[:-1]:
-            return ordered[mask.to(ordered.device) > 0]
-    return ordered.reshape(-1, ordered.shape[-1])
-
-
 def _first(values: tuple[Any, ...], site: Site) -> Tensor:
     if not values or not isinstance(values[0], Tensor):
         raise ValueError(f"{site.path} has no tensor as its {site.side}, so its features cannot be looked at.")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
+from xadapt.carried_along import saved_modules
 from xadapt.contract import Adapter, Base
+from xadapt.errors import some
 from xadapt.folding import layers_of
 from xadapt.kinds import PeftKind
 from xadapt.matrix import LowRank
@@ -34,5 +36,14 @@ def parts_of(adapter: Adapter, target: Base) -> dict[str, Part]:
 
 
 def as_lora(parts: Parts, target: Base, like: Adapter) -> Adapter:
-    """The LoRA with these updates, in the dtype of an adapter."""
+    """The LoRA with these updates, in the dtype of an adapter.
+
+    Raises:
+        ValueError: that adapter brings along whole modules, which would be lost.
+    """
+    if names := sorted(saved_modules(like)):
+        raise ValueError(
+            f"the adapter brings along whole modules of its own (modules_to_save): {some(names)}. They cannot be carried from one "
+            f"space to another; method={like.kind.name!r} takes them along as they are."
+        )
     return lora_adapter(LORA, parts, target.modules(), like)

@@ -15,6 +15,7 @@ from xadapt.verifying.continuing import continued
 
 from .candidates import TRAINING, Candidate, as_it_is, attempt, known, mixture
 from .choosing import Choice, choose
+from .halving import halves
 from .scoring import bare_score, scores
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def decide(options: Auto, adapter: Adapter, bases: Siblings, batches: Iterable[A
         )
     if options.continue_tokens:
         given = continued(bases.source, adapter, given, options.continue_tokens)
-    learning, judging = given[::2], given[1::2] or given
+    learning, judging = halves(given)
     report = measure(adapter, bases, learning)
     tried = {name: attempt(name, adapter, bases, learning) for name in known(options.names, adapter)}
     made = {name: one for name, one in tried.items() if isinstance(one, Candidate)}
@@ -69,13 +70,17 @@ def decide(options: Auto, adapter: Adapter, bases: Siblings, batches: Iterable[A
             choice = _choose(options, adapter, found, without)
     reasons = {name: one for name, one in tried.items() if isinstance(one, str)}
     considered = _table(found, reasons, without)
+    if all(one is other for one, other in zip(learning, judging, strict=False)):
+        considered["bare"]["note"] = (
+            "the data is one batch that cannot be halved, so what was fitted is judged on itself"
+        )
     if choice.name is None:
         table = "\n".join(f"  {name}: {_line(told)}" for name, told in considered.items())
         hint = (
             "" if options.allow_training else " allow_training=True (--allow-training) trains a new one on the target."
         )
         raise Refused(f"{choice.why}\n{table}\nThe adapter does not carry to {bases.target.name}.{hint}")
-    best = made[choice.name]
+    best = _refitted(choice.name, report, made, adapter, bases, given)
     verdicts = {layer.target: told for layer, told in zip(report.layers, report.decision.layers, strict=True)}
     evidence = {
         path: {**own, "way": verdicts[path].way, "why": verdicts[path].why} if path in verdicts else own
@@ -85,6 +90,20 @@ def decide(options: Auto, adapter: Adapter, bases: Siblings, batches: Iterable[A
         name: {**told, "chosen": choice.why} if name == choice.name else told for name, told in considered.items()
     }
     return Decided(Carried(adapter=best.adapter, evidence=evidence, left_out=best.left_out, considered=chosen), adapter)
+
+
+def _refitted(
+    name: str, report: CheckReport, made: Mapping[str, Candidate], adapter: Adapter, bases: Siblings, batches: list[Any]
+) -> Candidate:
+    """The winner, fitted on all of the data. One that trains stays as it was judged: it takes too long to be done twice."""
+    if name == TRAINING:
+        return made[name]
+    if name == BY_LAYER:
+        parts = {one: attempt(one, adapter, bases, batches) for one in (as_it_is(adapter), "aligned")}
+        whole = {one: part for one, part in parts.items() if isinstance(part, Candidate)}
+        return _by_layer(report, whole, adapter, bases) or made[name]
+    again = attempt(name, adapter, bases, batches)
+    return again if isinstance(again, Candidate) else made[name]
 
 
 def _choose(options: Auto, adapter: Adapter, found: Mapping[str, Agreement], without: float) -> Choice:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from xadapt import registry
 from xadapt.checking.check import measure
 from xadapt.checking.decisions import LayerVerdict, Way
 from xadapt.contract import Adapter, Carried, Siblings
 from xadapt.refused import Refused
+from xadapt.relocate import relocate
 
+from .as_lora import LORA
 from .candidates import Candidate, as_it_is, attempt, known, mixture
 
 if TYPE_CHECKING:
@@ -36,13 +40,26 @@ def by_weights(options: Auto, adapter: Adapter, bases: Siblings) -> Carried:
             f"{report.decision.why}. auto measures more with data=… (--data), unlabelled inputs of the kind the adapter is for; or name "
             "a method yourself: a copy may load, and do nothing or harm."
         )
-    wanted = {path: _method(ways[verdict.way], names, adapter) for path, verdict in verdicts.items()}
+    wanted = {path: ways[verdict.way] for path, verdict in verdicts.items()}
+    if missing := {path: name for path, name in wanted.items() if name not in names}:
+        path, name = next(iter(missing.items()))
+        registry.get(name)  # which says what is wrong with it, if it is installed and broken
+        raise Refused(
+            f"{len(missing)} of {len(wanted)} layers need a method that is not among the candidates {', '.join(names)}: {path} needs "
+            f"{name}, since {verdicts[path].why}."
+        )
+    if adapter.kind == LORA and set(wanted.values()) == {as_it_is(adapter)}:  # as it is: DoRA's updates are no LoRA
+        copied = relocate(adapter, bases)
+        told = {path: {"method": name, **_told(verdicts[path])} for path, name in wanted.items()}
+        return replace(copied, evidence=told)
     made = {name: attempt(name, adapter, bases, None) for name in dict.fromkeys(wanted.values())}
     for name, result in made.items():
         if isinstance(result, str):
             raise ValueError(f"auto chose {name} for some layers, which says: {result}")
     whole = {name: one for name, one in made.items() if isinstance(one, Candidate)}
-    choice = {path: whole[name] for path, name in wanted.items() if path in whole[name].parts}
+    if lost := [path for path, name in wanted.items() if path not in whole[name].parts]:
+        raise ValueError(f"auto chose {wanted[lost[0]]} for {lost[0]}, and it did not carry that layer.")
+    choice = {path: whole[name] for path, name in wanted.items()}
     mixed = mixture("auto", choice, adapter, bases)
     evidence = {path: {**found, **_told(verdicts[path])} for path, found in mixed.evidence.items()}
     single = next(iter(whole.values())) if len(whole) == 1 else mixed
@@ -56,11 +73,6 @@ def _spaces(adapter: Adapter) -> dict[Way, str]:
         "input space": as_it_is(adapter) if own == "input" else "pinv_input",
         "output space": as_it_is(adapter) if own == "output" else "pinv_output",
     }
-
-
-def _method(wanted: str, names: list[str], adapter: Adapter) -> str:
-    """The method wanted, or the adapter as it is where that is no candidate."""
-    return wanted if wanted in names else as_it_is(adapter)
 
 
 def _told(verdict: LayerVerdict) -> dict[str, float | str]:

@@ -17,7 +17,8 @@ class Auto:
 
     Without data, check's verdicts on the weights decide, layer by layer. With unlabelled data every candidate is tried, and the
     one whose change of behaviour on the target agrees best with the adapter's on its source is taken
-    (`xadapt.verifying.behaviour`). Half of the batches fit what has to be fitted, the other half decide.
+    (`xadapt.verifying.behaviour`). Half of the samples fit what has to be fitted, the other half decide; the winner is then
+    fitted on all of them.
     """
 
     candidates: str = ""

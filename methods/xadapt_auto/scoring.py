@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from xadapt.contract import Adapter, Siblings
-from xadapt.verifying.behaviour import Agreement, LogProbs, Predictions
-from xadapt.verifying.outputs import is_language_model, rows
+from xadapt.evaluating import in_eval_mode
+from xadapt.verifying.behaviour import Agreement, LogProbs, Predictions, Sums
+from xadapt.verifying.outputs import answer, in_strips, is_language_model
 from xadapt.wearing import wearing
 
 from .candidates import Candidate
@@ -28,12 +30,12 @@ def scores(
     found: dict[str, Agreement] = {}
     with wearing(source, adapter) as teacher:
         for name, candidate in candidates.items():
-            sums = LogProbs() if is_language_model(target) else Predictions()
+            sums: Sums = LogProbs() if is_language_model(target) else Predictions()
             with wearing(target, candidate.adapter) as student:
                 for batch in batches:
                     with teacher.disable_adapter(), student.disable_adapter():
-                        plain, bare = rows(source, batch), rows(target, batch)
-                    sums.add(plain, rows(teacher, batch), bare, rows(student, batch))
+                        plain, bare = answer(source, batch), answer(target, batch)
+                    _add(sums, (plain, answer(teacher, batch), bare, answer(student, batch)), batch)
             found[name] = sums.result()
     return found
 
@@ -42,12 +44,16 @@ def scores(
 def bare_score(adapter: Adapter, bases: Siblings, batches: Sequence[Any]) -> float:
     """The score of the target without an adapter."""
     source, target = bases.source.module(), bases.target.module()
-    sums = LogProbs() if is_language_model(target) else Predictions()
-    target.eval()
-    with wearing(source, adapter) as teacher:
+    sums: Sums = LogProbs() if is_language_model(target) else Predictions()
+    with in_eval_mode(target), wearing(source, adapter) as teacher:
         for batch in batches:
             with teacher.disable_adapter():
-                plain = rows(source, batch)
-            bare = rows(target, batch)
-            sums.add(plain, rows(teacher, batch), bare, bare)
+                plain = answer(source, batch)
+            bare = answer(target, batch)
+            _add(sums, (plain, answer(teacher, batch), bare, bare), batch)
     return sums.result().score
+
+
+def _add(sums: Sums, outputs: tuple[Tensor, Tensor, Tensor, Tensor], batch: Mapping[str, Any]) -> None:
+    for rows in in_strips(outputs, batch, isinstance(sums, LogProbs)):
+        sums.add(*rows)

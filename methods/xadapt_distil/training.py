@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
+from xadapt.progress import track
 from xadapt_aligned.collecting import checked
 
 from .attaching import answers, device_of, moved
@@ -49,15 +48,8 @@ def train(run: Run, batches: Iterable[Any]) -> list[float]:
     accelerator = Accelerator()
     student, stepper = accelerator.prepare(run.student, optimizer, device_placement=[False, False])
     stream = _own_share(batches, len(losses), accelerator)
-    console = Console(stderr=True)
     todo = range(len(losses), options.steps)
-    for step in track(
-        todo,
-        "distilling",
-        console=console,
-        transient=True,
-        disable=not (console.is_terminal and accelerator.is_main_process),
-    ):
+    for step in track(todo, "distilling") if accelerator.is_main_process else todo:
         batch = next(stream)
         for group in stepper.param_groups:
             group["lr"] = options.lr * rate(step, options.steps)

@@ -31,13 +31,7 @@ def updates(config: PeftConfig, tensors: Mapping[str, Tensor]) -> Mapping[str, F
     Raises:
         ValueError: the adapter belongs to a base that its initialisation has changed, or needs the base's weights.
     """
-    start = getattr(config, "init_lora_weights", True)
-    if isinstance(start, str) and start.lower().startswith(CHANGES_THE_BASE):
-        raise ValueError(
-            f"This LoRA was trained with init_lora_weights={start!r}, which takes a part out of the base weight: its factors "
-            "alone are no update of the base. Convert it where it was trained: save_pretrained(…, "
-            "path_initial_model_for_weight_conversion=…), see PEFT's guide to PiSSA."
-        )
+    check_start(config)
     odd = [name for name in VARIANTS if getattr(config, name, None) and name not in TOLD_BY_MERGING]
     if odd:
         raise ValueError(
@@ -48,6 +42,17 @@ def updates(config: PeftConfig, tensors: Mapping[str, Tensor]) -> Mapping[str, F
         return None
     factors = factors_of(config, tensors)
     return None if factors is None else {path: partial(_fold, found) for path, found in factors.items()}
+
+
+def check_start(config: PeftConfig) -> None:
+    """ValueError for an initialisation that takes something out of the base weight: loading would take it out of every other base too."""
+    start = getattr(config, "init_lora_weights", True)
+    if isinstance(start, str) and start.lower().startswith(CHANGES_THE_BASE):
+        raise ValueError(
+            f"This LoRA was trained with init_lora_weights={start!r}, which takes a part out of the base weight: its factors "
+            "alone are no update of the base. Convert it where it was trained: save_pretrained(…, "
+            "path_initial_model_for_weight_conversion=…), see PEFT's guide to PiSSA."
+        )
 
 
 def _fold(factors: Factors, weight: Tensor, bias: Tensor | None) -> Update:

@@ -24,6 +24,9 @@ class Copy:
         """The same tensors, under the target's names. Opens no weight; layers of another shape are left out."""
         from xadapt.relocate import relocate
 
+        from .lora import check_start
+
+        check_start(adapter.config)
         return relocate(adapter, bases)
 
 

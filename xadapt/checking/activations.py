@@ -1,6 +1,6 @@
 """What the activations say: both models run each batch once, and the features of their layers are compared as they come.
 
-Of a batch, the source's features are kept until the target has run it. Nothing else is.
+Of a batch, some rows of the source's features are kept until the target has run it. Nothing else is.
 """
 
 from __future__ import annotations
@@ -8,17 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from xadapt.contract import Siblings
 from xadapt.data.batches import on_device
+from xadapt.evaluating import in_eval_mode
+from xadapt.feature_rows import rows_of
+from xadapt.finite import is_finite
+from xadapt.progress import track
 
 from .similarity import FeatureLikeness
+
+ROWS = 512
+"""Of a batch that are compared: of a large model with all its linears adapted, every row would be tens of gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,15 @@ class FeaturesMoved:
     rows: int
 
 
+class Sample(NamedTuple):
+    """Some rows of a layer's features."""
+
+    rows: Tensor  # (rows, width), in the features' dtype
+    total: int  # how many rows there were
+
+
 def measure_activations(
-    pairs: Mapping[str, str], bases: Siblings, batches: Iterable[Mapping[str, Any]], progress: bool = False
+    pairs: Mapping[str, str], bases: Siblings, batches: Iterable[Mapping[str, Any]]
 ) -> dict[str, FeaturesMoved]:
     """For each source layer, how far what it reads and what it returns are from those of its counterpart.
 
@@ -47,14 +59,13 @@ def measure_activations(
     models = bases.source.module(), bases.target.module()
     seen = {path: (FeatureLikeness(), FeatureLikeness()) for path in pairs}
     ran = 0
-    console = Console(stderr=True)
-    for batch in track(list(batches), "comparing features", console=console, transient=True, disable=not progress):
+    for batch in track(list(batches), "comparing features"):
         kept = features(models[0], list(pairs), batch, bases.source.name)
         there = features(models[1], list(pairs.values()), batch, bases.target.name)
         for path, place in pairs.items():
             for likeness, own, other in zip(seen[path], kept.get(path, ()), there.get(place, ()), strict=False):
-                if own.shape[0] == other.shape[0]:
-                    likeness.add(own, other)
+                if own.total == other.total:
+                    likeness.add(own.rows, other.rows)
         ran += 1
     if not ran:
         raise ValueError("The data is empty: no batch to compare features on.")
@@ -66,40 +77,31 @@ def measure_activations(
 
 def features(
     model: nn.Module, paths: Iterable[str], batch: Mapping[str, Any], name: str = "the model"
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """What each layer reads and returns on a batch: (rows, width) each, padding left out.
+) -> dict[str, tuple[Sample, Sample]]:
+    """What each layer reads and returns on a batch, padding left out.
 
     Of a layer that runs several times in one forward, the first time. A layer that reads token ids (an embedding) is told
     by its outputs twice.
     """
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), _watching(model, paths, seen):
+    seen: dict[str, tuple[Sample, Sample]] = {}
+    with torch.no_grad(), in_eval_mode(model), _watching(model, paths, seen, batch, name):
         model(**on_device(batch, model))
-    model.train(was_training)
-    mask = batch.get("attention_mask")
-    rows = {}
-    for path, (reads, returns) in seen.items():
-        module = model.get_submodule(path)
-        rows[path] = _rows(reads, module, mask), _rows(returns, module, mask)
-        for what, tensor in zip(("reads", "returns"), rows[path], strict=True):
-            if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(
-                    f"What {path} of {name} {what} on the data holds NaN or infinity, so no features can be compared. Does the model "
-                    "run in this dtype (bfloat16 or float32 rather than float16)?"
-                )
-    return rows
+    return seen
 
 
 @contextmanager
-def _watching(model: nn.Module, paths: Iterable[str], seen: dict[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+def _watching(
+    model: nn.Module, paths: Iterable[str], seen: dict[str, tuple[Sample, Sample]], batch: Mapping[str, Any], name: str
+) -> Iterator[None]:
     def watch(path: str) -> Any:
         def keep(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
             read = next((one for one in (*arguments, *options.values()) if isinstance(one, Tensor)), None)
             if path in seen or read is None or not isinstance(result, Tensor):
                 return
-            seen[path] = (read if read.is_floating_point() else result, result)
+            reads = read if read.is_floating_point() else result
+            _check_finite(reads, f"{path} of {name} reads")
+            _check_finite(result, f"{path} of {name} returns")
+            seen[path] = _sample(rows_of(reads, module, batch)), _sample(rows_of(result, module, batch))
 
         return model.get_submodule(path).register_forward_hook(keep, with_kwargs=True)
 
@@ -111,10 +113,15 @@ def _watching(model: nn.Module, paths: Iterable[str], seen: dict[str, tuple[Tens
             handle.remove()
 
 
-def _rows(tensor: Tensor, module: nn.Module, mask: Any) -> Tensor:
-    """(…, width) or (batch, channels, height, width) as (rows, width), without what is padding."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        tensor = tensor.movedim(1, -1)
-    if isinstance(mask, Tensor) and mask.ndim == 2 and tensor.shape[:2] == mask.shape:
-        return tensor[mask.to(tensor.device).bool()].float()
-    return tensor.reshape(-1, tensor.shape[-1]).float()
+def _sample(rows: Tensor) -> Sample:
+    """At most ROWS of them, evenly spaced; a copy, as a network may go on to change its features in place."""
+    step = -(-rows.shape[0] // ROWS) or 1
+    return Sample(rows[::step].clone(), rows.shape[0])
+
+
+def _check_finite(tensor: Tensor, what: str) -> None:
+    if not is_finite(tensor):
+        raise ValueError(
+            f"What {what} on the data holds NaN or infinity, so no features can be compared. Does the model "
+            "run in this dtype (bfloat16 or float32 rather than float16)?"
+        )

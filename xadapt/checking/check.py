@@ -15,6 +15,7 @@ from xadapt.data.opening import open_data
 from xadapt.kinds import PeftKind
 from xadapt.opening import open_for
 from xadapt.origin import match_base
+from xadapt.progress import showing
 from xadapt.siblings import Pair
 
 from .activations import measure_activations
@@ -63,7 +64,8 @@ def check(
     here, there = (open_for(base, component, allow_pickle, variant) for base in (source, target))
     bases = Pair(here, there, map)
     batches = None if data is None else open_data(data, bases.source, bases.target, amount, tokenizer=tokenizer)
-    report = measure(read, bases, batches, thresholds=thresholds, progress=progress)
+    with showing(progress):
+        report = measure(read, bases, batches, thresholds=thresholds)
     told = report if batches is None else replace(report, data=batches.said)
     if batches is not None and batches.random:
         told = replace(told, notes=(*told.notes, "The activations are those of random latents, not of pictures."))
@@ -76,7 +78,6 @@ def measure(
     batches: Iterable[Mapping[str, Any]] | None = None,
     *,
     thresholds: Thresholds | None = None,
-    progress: bool = False,
 ) -> CheckReport:
     """`check` for what is open already: for methods that decide by what it measures."""
     if not isinstance(adapter.kind, PeftKind):
@@ -86,9 +87,9 @@ def measure(
         )
     limits = thresholds or Thresholds()
     belonging = match_base(adapter, bases.source)
-    layers = measure_weights(adapter, bases, progress)
+    layers = measure_weights(adapter, bases)
     if batches is not None:
-        layers = _with_features(layers, bases, batches, progress)
+        layers = _with_features(layers, bases, batches)
     decision = decide(layers, limits)
     return CheckReport(
         adapter=name_of(adapter),
@@ -113,9 +114,9 @@ def readers(adapter: Adapter) -> list[str]:
 
 
 def _with_features(
-    layers: Sequence[LayerMeasures], bases: Siblings, batches: Iterable[Mapping[str, Any]], progress: bool
+    layers: Sequence[LayerMeasures], bases: Siblings, batches: Iterable[Mapping[str, Any]]
 ) -> tuple[LayerMeasures, ...]:
-    moved = measure_activations(dict(pairs_with_features(tuple(layers))), bases, batches, progress)
+    moved = measure_activations(dict(pairs_with_features(tuple(layers))), bases, batches)
     return tuple(_with(layer, moved.get(layer.source)) for layer in layers)
 
 

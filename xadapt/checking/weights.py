@@ -21,7 +21,7 @@ from .measures import LayerMeasures
 from .similarity import leading_subspaces, overlap, weight_likeness
 
 
-def measure_weights(adapter: Adapter, bases: Siblings, progress: bool = False) -> tuple[LayerMeasures, ...]:
+def measure_weights(adapter: Adapter, bases: Siblings) -> tuple[LayerMeasures, ...]:
     """Every layer that the adapter changes in the source, measured against its counterpart in the target.
 
     Raises:
@@ -33,7 +33,7 @@ def measure_weights(adapter: Adapter, bases: Siblings, progress: bool = False) -
     def look(layer: Layer) -> LayerMeasures:
         return _measure(layer, bases, there)
 
-    return tuple(each(look, layers, "comparing weights", progress))
+    return tuple(each(look, layers, "comparing weights"))
 
 
 def _as_it_is(adapter: Adapter, bases: Siblings) -> Mapping[str, Layer]:
@@ -56,7 +56,7 @@ def _measure(layer: Layer, bases: Siblings, there: Mapping[str, Layer]) -> Layer
         return found
     target = there.get(line.target)
     names = [name for name in (layer.weight_name, layer.bias_name) if name]
-    names_there = [f"{line.target}.{name.rpartition('.')[2]}" for name in names]
+    names_there = [f"{line.target}.{attribute}" for attribute in ("weight", "bias")]
     here, other = _read(bases.source, names), _read(bases.target, names_there)
     module = bases.target.modules()[line.target]
     own = to_stored(layer.module, here[layer.weight_name]).flatten(1)

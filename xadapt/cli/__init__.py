@@ -29,7 +29,7 @@ _EPILOG = """examples:
   xadapt merge my-adapter/ --base llama-instruct/ --out merged/  that checkpoint with the adapter in its weights
   xadapt methods                                                 what is installed, as a table
 
-exit codes: 0 done, 2 a mistake in what was asked, 3 refused (the verdict, or a part would be missing), 130 interrupted
+exit codes: 0 done, 2 a mistake in what was asked, 3 refused (the verdict, a part would be missing, it loses), 130 interrupted
 """
 
 

@@ -25,7 +25,9 @@ NAME = "inspect"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", help="a PEFT folder, or a LoRA file of diffusers or kohya")
+    parser.add_argument(
+        "adapter", help="a PEFT folder, a LoRA file of diffusers or kohya, or what an installed plug-in reads"
+    )
     parser.add_argument("--base", help="a checkpoint's folder or hub id to hold it against")
     add_component(parser)
     add_variant(parser)
@@ -59,10 +61,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _head(found: Inspection) -> list[str]:
+    sizes = f"{found.parameters:,} parameters, {size(found.bytes)}, {', '.join(found.dtypes)}"
+    if not found.method:  # a format of its own, with no layers of a base in it
+        return [
+            f"{found.source}: kind {found.kind}"
+            + (f", written by xadapt {found.xadapt_version}" if found.xadapt_version else ""),
+            sizes,
+            *(f"{name}: {value}" for name, value in found.facts.items()),
+        ]
     ranks = ", ".join(map(str, found.ranks)) or "none"
     lines = [
         f"{found.source}: {found.method} in {found.space} space (kind {found.kind}), rank {ranks}",
-        f"{found.parameters:,} parameters, {size(found.bytes)}, {', '.join(found.dtypes)}, {len(found.layers)} layers",
+        f"{sizes}, {len(found.layers)} layers",
         f"trained on {found.trained_on or 'a base it does not name'}"
         + (f" at {found.revision}" if found.revision else "")
         + (f", written by xadapt {found.xadapt_version}" if found.xadapt_version else ""),
@@ -82,6 +92,13 @@ def _table(found: Inspection) -> Table:
 
     held = found.base is not None
     table = Table()
+    if not found.method:
+        table.add_column("part", overflow="fold")
+        for column in ("parameters", "norm"):
+            table.add_column(column, justify="right")
+        for layer in found.layers:
+            table.add_row(layer.path, f"{layer.parameters:,}", f"{layer.norm:.3g}")
+        return table
     table.add_column("layer", overflow="fold")
     for column in ("rank", "scaling", "parameters", "norm", *(("base", "‖ΔW‖/‖W‖") if held else ())):
         table.add_column(column, justify="right")

@@ -42,7 +42,9 @@ _PREFIX = "option_"
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", help="a PEFT folder, a LoRA file, or what an installed plug-in reads")
-    parser.add_argument("--source", required=True, help="the base it was trained on: a checkpoint's folder or hub id")
+    parser.add_argument(
+        "--source", help="the base it was trained on: a checkpoint's folder or hub id; some methods need none"
+    )
     parser.add_argument(
         "--target",
         action="append",
@@ -119,8 +121,18 @@ def _run(arguments: argparse.Namespace) -> int:
     for target, out in outs.items():
         try:
             if arguments.plan:
-                plan = plan_transfer(adapter, source, target, arguments.method, out=out, **settings)
+                plan = plan_transfer(
+                    adapter,
+                    source,
+                    target,
+                    arguments.method,
+                    out=out,
+                    partial=arguments.partial,
+                    trust_source=arguments.trust_source,
+                    **settings,
+                )
                 done.append(plan.as_dict())
+                errors += [Refused(plan.refused)] if plan.refused else []
                 if not arguments.json:
                     _print_plan(plan)
                 continue
@@ -165,7 +177,8 @@ def _open(arguments: argparse.Namespace, targets: int) -> tuple[Any, Any]:
     from xadapt.opening import open_for
 
     component, pickles = arguments.component, arguments.allow_pickle
-    source = open_for(arguments.source, component, pickles, arguments.variant)
+    given = arguments.source
+    source = None if given is None else open_for(given, component, pickles, arguments.variant)
     return Opened(open_adapter(arguments.adapter, component, pickles), arguments.adapter), source
 
 
@@ -201,5 +214,8 @@ def _print_plan(plan: TransferPlan) -> None:
         table.add_column(column, overflow="fold")
     for layer in plan.layers:
         table.add_row(layer.source, layer.target or "none", layer.reason)
-    console.print(table)
+    if plan.layers:  # formats of a plug-in's own have none that could be told
+        console.print(table)
+    if plan.refused:
+        console.print(f"It would be refused: {as_flags(plan.refused)}")
     console.print("A plan: nothing is written.")

@@ -1,6 +1,7 @@
 """Compare what a carried adapter does on the target with what it did on its source: no labels are needed.
 
-Bare target and plain copy stand beside it; a result that loses to either is shown as such.
+Bare target and plain copy stand beside it; a result that loses to either is shown as such. Exit code 3 then, and where the
+transferred adapter does not load onto the target.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from xadapt.verifying.report import VerifyReport
 
 NAME = "verify"
+REFUSED = 3
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(found.as_dict())
     else:
         _print(found)
-    return 0
+    return REFUSED if found.refused else 0
 
 
 def _print(found: VerifyReport) -> None:

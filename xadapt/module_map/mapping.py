@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 
@@ -16,6 +16,9 @@ from .names import are_synonyms, renamed_prefix, replace_prefix
 from .override import Override, read_override, resolve
 from .tree import LayerShape, Node, layers_in, tree_of
 from .weights import Similarity
+
+BY_PLACE = 1e-3
+"""What shape and relative depth count beside a similarity: they say where blocks go that are like no other."""
 
 Notes = tuple[tuple[Relation, str], ...]
 
@@ -36,7 +39,7 @@ def map_modules(
         override: lines of the user's own, a dict or a JSON file: the path of a layer, or of a module with all below it, to a
             path in the target or None. A `*` stands for any number. They come before everything else.
         similarity: how alike two blocks are, for stacks of different depth: `weight_similarity(…)` or a function of one's
-            own. By default shapes and relative depth say it.
+            own. What it does not tell, shapes and relative depth say.
 
     Raises:
         TypeError, ValueError: the override is wrong; the message says where.
@@ -145,7 +148,7 @@ class _Walk:
     def _stacks(self, source: Node, target: Node, notes: Notes) -> None:
         ones, others = _in_order(source), _in_order(target)
         n, m = len(ones), len(others)
-        matrix = [[self._likeness(a, i, n, b, j, m) for j, b in enumerate(others)] for i, a in enumerate(ones)]
+        matrix = self._alikeness(ones, others)
         paired = align(matrix)
         for i, j in paired:
             note: tuple[Relation, str] = (
@@ -164,10 +167,15 @@ class _Walk:
                     f"{target.path} has {m} blocks and {n} in the source: none is aligned with this one"
                 )
 
-    def _likeness(self, source: Node, i: int, n: int, target: Node, j: int, m: int) -> float:
-        if self._similarity:
-            return self._similarity(source.path, target.path)
-        return _alike(source.leaves(), target.leaves()) * nearness(i, n, j, m)
+    def _alikeness(self, ones: Sequence[Node], others: Sequence[Node]) -> list[list[float]]:
+        n, m = len(ones), len(others)
+
+        def alike(i: int, j: int) -> float:
+            by_place = _alike(ones[i].leaves(), others[j].leaves()) * nearness(i, n, j, m)
+            told = self._similarity(ones[i].path, others[j].path) if self._similarity else 0.0
+            return told + BY_PLACE * by_place
+
+        return [[alike(i, j) for j in range(m)] for i in range(n)]
 
     def _is_free(self, source: str, target: str) -> bool:
         return source not in self._taken_source and target not in self._taken_target

@@ -11,11 +11,14 @@ from torch import Tensor
 Similarity = Callable[[str, str], float]
 """From the paths of a source block and a target block to how alike they are, 0 to 1."""
 
+NOISE = 0.1
+"""A similarity below this is that of blocks which have nothing to do with each other."""
+
 SAMPLE = 4096  # of a tensor's numbers, evenly spaced: the cosine of equal-looking layers is then known to about 0.02
 
 
 def weight_similarity(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Similarity:
-    """The mean cosine over the tensors that two blocks share by name and shape; negative ones count as 0.
+    """The mean cosine over the tensors that two blocks share by name and shape; what is below NOISE counts as 0.
 
     Tells pruned siblings' blocks apart, which still hold their parent's weights. Independently trained models have none
     in common. Each tensor of an asked block is read once.
@@ -38,7 +41,8 @@ def weight_similarity(source: Mapping[str, Tensor], target: Mapping[str, Tensor]
         if not shared:
             return 0.0
         cosines = [float(torch.dot(one[name][1], other[name][1])) for name in shared]
-        return max(0.0, sum(cosines) / len(cosines))
+        mean = sum(cosines) / len(cosines)
+        return mean if mean > NOISE else 0.0
 
     return similarity
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
 
 from torch import nn
@@ -12,6 +11,7 @@ from xadapt.counterparts import shape_of
 from xadapt.folding import layers_of
 from xadapt.kinds import PeftKind
 from xadapt.layouts.names import in_base
+from xadapt.relocate import owner_of
 
 from .result import PlannedLayer
 
@@ -24,7 +24,8 @@ def adapted_layers(adapter: Adapter, base: Base) -> tuple[str, ...]:
         return tuple(layer.path for layer in layers_of([adapter], base))
     except ValueError:  # a sort that can be carried and cannot be folded: its tensors' names say which layers
         modules = base.modules()
-        found = (_owner(name, modules) for name in adapter.tensors)
+        written = (owner_of(name, modules) for name in adapter.tensors)
+        found = (in_base(path, modules) for path in written if path is not None)
         return tuple(dict.fromkeys(path for path in found if path is not None))
 
 
@@ -43,16 +44,6 @@ def planned_layers(adapter: Adapter, bases: Siblings) -> tuple[PlannedLayer, ...
                 PlannedLayer(path, line.target, line.relation, line.reason, size + _bytes(there[line.target]))
             )
     return tuple(planned)
-
-
-def _owner(name: str, modules: Mapping[str, nn.Module]) -> str | None:
-    """The longest beginning of a tensor's name that is a module; None for tensors that all layers share."""
-    parts = name.split(".")
-    for length in range(len(parts) - 1, 0, -1):
-        place = in_base(".".join(parts[:length]), modules)
-        if place is not None:
-            return place
-    return None
 
 
 def _bytes(module: nn.Module) -> int:

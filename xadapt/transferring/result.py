@@ -41,6 +41,8 @@ class TransferPlan:
 
     layers: tuple[PlannedLayer, ...]
     adapter_bytes: int
+    refused: str | None = None
+    """Why it would be refused, as far as that is known before anything is carried."""
 
     @property
     def weight_bytes(self) -> int:

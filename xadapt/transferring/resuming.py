@@ -14,6 +14,7 @@ from xadapt.fingerprint import layer_print
 from xadapt.journal import Journal, keeping
 from xadapt.origin import fingerprint_of
 from xadapt.siblings import Pair
+from xadapt.version import __version__
 
 from .layers import adapted_layers
 
@@ -35,18 +36,20 @@ def resumable(adapter: Adapter, bases: Pair, method: str, options: Mapping[str, 
 def _key(adapter: Adapter, bases: Pair, method: str, options: Mapping[str, Any]) -> str:
     """Everything that a layer's result depends on."""
     here = adapted_layers(adapter, bases.source) if bases.has_source else ()
-    there = [line.target for path in here for line in bases.modules.of(path)]
+    pairs = [(path, line.target) for path in here for line in bases.modules.of(path)]
     tensors = hashlib.sha256()
     for name, tensor in sorted(adapter.tensors.items()):
         tensors.update(f"{name} {layer_print(tensor).as_text()} ".encode())
     return json.dumps(
         {
+            "version": __version__,
             "method": method,
             "options": dict(options),
             "config": str(adapter.config),
             "adapter": tensors.hexdigest(),
             "source": fingerprint_of(bases.source, here) if here else {},
-            "target": fingerprint_of(bases.target, there),
+            "target": fingerprint_of(bases.target, [target for _, target in pairs]),
+            "map": pairs,
         },
         sort_keys=True,
         default=str,

@@ -10,11 +10,13 @@ from typing import Any
 
 from xadapt import registry
 from xadapt.adapter_files import Opened, name_of, open_adapter
+from xadapt.carried_along import without_base_tensors
 from xadapt.contract import Adapter, Carried, Learner, Method, Transfer
 from xadapt.data.amount import Amount
 from xadapt.data.opening import open_data
 from xadapt.errors import some
 from xadapt.fingerprint import Match
+from xadapt.kinds import PeftKind
 from xadapt.method_options import build, chosen, fields_of
 from xadapt.opening import open_for
 from xadapt.origin import fingerprint_of, match_base
@@ -22,7 +24,7 @@ from xadapt.refused import Refused
 from xadapt.siblings import Pair
 
 from .layers import adapted_layers, planned_layers
-from .result import CarriedLayer, TransferPlan, TransferResult
+from .result import CarriedLayer, PlannedLayer, TransferPlan, TransferResult
 from .resuming import resumable
 from .writing import check_free, write_transferred
 
@@ -59,7 +61,7 @@ def transfer(
 
     Args:
         adapter: a folder or file, a PeftModel, or what `read_adapter` returns.
-        source: the base it was trained on: a folder, a hub id, a live model.
+        source: the base it was trained on: a folder, a hub id, a live model. None for methods that do not look at it.
         target: the base it is carried to.
         method: one of `xadapt methods`.
         out: the folder to write.
@@ -135,6 +137,8 @@ def plan_transfer(
     *,
     out: str | PathLike[str],
     data: Any = None,
+    partial: bool = False,
+    trust_source: bool = False,
     map: Map = None,
     component: str | None = None,
     seed: int = 0,
@@ -143,13 +147,15 @@ def plan_transfer(
     overwrite: bool = False,
     **options: Any,
 ) -> TransferPlan:
-    """What `transfer` would do, and how large it is. Reads the adapter and headers, writes nothing. Arguments as there."""
+    """What `transfer` would do, and how large it is. Reads the adapter, headers, fingerprints and, where blocks have to be
+    aligned, a sample of these; writes nothing. Arguments as there."""
     check_free(Path(out), overwrite)
     job = _prepare(adapter, source, target, method, data, map, component, seed, variant, allow_pickle, options)
     learns = isinstance(job.step, Learner)
+    layers = planned_layers(job.adapter, job.bases) if job.bases.has_source else ()
     return TransferPlan(
         adapter=job.name,
-        source=job.bases.source.name,
+        source=_source_name(job.bases),
         target=job.bases.target.name,
         out=Path(out),
         method=method,
@@ -158,9 +164,22 @@ def plan_transfer(
         writes=job.method.writes.name,
         learns=learns and (data is not None or not isinstance(job.step, Transfer)),
         loads_models=data is not None or (learns and not isinstance(job.step, Transfer)),
-        layers=planned_layers(job.adapter, job.bases),
+        layers=layers,
         adapter_bytes=sum(tensor.nbytes for tensor in job.adapter.tensors.values()),
+        refused=_foreseen(job, layers, partial, trust_source),
     )
+
+
+def _foreseen(job: _Job, layers: Sequence[PlannedLayer], partial: bool, trust_source: bool) -> str | None:
+    """Why a transfer would be refused, by what is known before it."""
+    try:
+        _check_source(job, trust_source)
+    except Refused as error:
+        return str(error)
+    lost = [layer.source for layer in layers if layer.target is None]
+    if not lost or partial:
+        return None
+    return f"{len(lost)} of the adapter's layers have no counterpart: {some(lost)}. partial=True writes the others."
 
 
 @dataclass(frozen=True)
@@ -205,11 +224,17 @@ def _prepare(
         raise ValueError(
             f"The method {method!r} reads {kinds}, and this adapter is of kind {read.kind.name!r}. Methods that read it: "
             f"{', '.join(others) or 'none is installed'}."
+            + ("" if others or not isinstance(read.kind, PeftKind) else _AS_LORA)
         )
     opened = None if source is None else open_for(source, component, allow_pickle, variant)
+    if opened is not None and isinstance(read.kind, PeftKind):
+        read = without_base_tensors(read, opened)
     return _Job(
         name_of(adapter), read, Pair(opened, open_for(target, component, allow_pickle, variant), map), found, step
     )
+
+
+_AS_LORA = " As a LoRA it can be carried: xadapt export --base SOURCE --rank 16, or --energy 0.99."
 
 
 def _check_source(job: _Job, trust_source: bool) -> dict[Match, int]:
@@ -234,6 +259,7 @@ def _carry(job: _Job, out: Path, data: Any, amount: Amount, tokenizer: Any) -> t
     if isinstance(step, Learner) and data is not None:
         own = getattr(step, "batches", None)
         if own is not None:
+            _check_own_reading(job.method.name, amount, tokenizer)
             batches, said = own(data, job.bases), str(data) if isinstance(data, str | PathLike) else "data as given"
         else:
             source = job.bases.source if job.bases.has_source else None
@@ -247,6 +273,21 @@ def _carry(job: _Job, out: Path, data: Any, amount: Amount, tokenizer: Any) -> t
         return step.transfer(job.adapter, job.bases), said
     with resumable(job.adapter, job.bases, job.method.name, chosen(job.method, job.step), out):
         return step.transfer(job.adapter, job.bases), said
+
+
+def _check_own_reading(method: str, amount: Amount, tokenizer: Any) -> None:
+    """ValueError if a method that reads its data by itself is told what only `open_data` heeds."""
+    told = [name for name in ("samples", "max_tokens", "batch") if getattr(amount, name) != getattr(Amount, name)]
+    told += ["tokenizer"] if tokenizer is not None else []
+    if told:
+        raise ValueError(
+            f"The method {method!r} reads its data by itself and takes no {some(told)}; leave that out. Its own options say how "
+            f"much of it is used: xadapt transfer --method {method} --help."
+        )
+
+
+def _source_name(bases: Pair) -> str:
+    return bases.source.name if bases.has_source else "a base that was not given"
 
 
 def _result(
@@ -264,7 +305,7 @@ def _result(
     return TransferResult(
         out=out,
         adapter=job.name,
-        source=job.bases.source.name if job.bases.has_source else "a base that was not given",
+        source=_source_name(job.bases),
         target=target.name,
         method=job.method.name,
         options=chosen(job.method, job.step),

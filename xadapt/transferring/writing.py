@@ -35,9 +35,21 @@ def check_free(out: Path, overwrite: bool) -> None:
         ValueError: it is.
     """
     replaceable = overwrite and ((out / CONFIG_NAME).is_file() or (out / SUMMARY).is_file())
+    if replaceable and (beside := _beside(out)):
+        raise ValueError(
+            f"{out} holds more than an adapter: {some(beside)}, which would be lost. Choose another folder, or move them away."
+        )
     if os.path.lexists(out) and not replaceable:
         hint = "overwrite=True replaces only an adapter folder" if overwrite else "overwrite=True replaces an adapter"
         raise ValueError(f"{out} exists already; {hint}. Or choose another folder.")
+
+
+def _beside(folder: Path) -> list[str]:
+    """What lies in a PEFT folder that is no part of the adapter: checkpoints, for one."""
+    if not (folder / CONFIG_NAME).is_file():
+        return []  # a plug-in's format, and its names
+    names = sorted(one.name for one in folder.iterdir())
+    return [name for name in names if not name.startswith("adapter_") and name not in ("README.md", SUMMARY)]
 
 
 def write_transferred(adapter: Adapter, target: Base, result: TransferResult, overwrite: bool = False) -> None:

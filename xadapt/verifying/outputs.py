@@ -1,15 +1,19 @@
-"""What a model does on a batch, as rows that can be compared."""
+"""What a model does on a batch, and several models' answers as rows that can be compared."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from xadapt.data.batches import on_device
 
 from .behaviour import log_probabilities
+
+ROWS = 256  # at a time: of a large vocabulary, more would be gigabytes of float32
 
 
 def is_language_model(model: nn.Module) -> bool:
@@ -18,24 +22,55 @@ def is_language_model(model: nn.Module) -> bool:
     return callable(get) and get() is not None
 
 
-def rows(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Next-token log-probabilities (tokens, vocabulary) of a language model, padding left out; predictions (samples, numbers) of a
-    denoiser.
+def answer(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """What a model returns: logits (samples, length, vocabulary), or a denoiser's prediction.
 
     Raises:
-        ValueError: the model returns neither.
+        ValueError: its forward takes other arguments, or returns neither.
     """
-    result = model(**on_device(batch, model))
-    logits = getattr(result, "logits", None)
-    if isinstance(logits, Tensor):
-        mask = batch.get("attention_mask")
-        return log_probabilities(logits, None if mask is None else mask.to(logits.device))
-    predicted = getattr(result, "sample", None)
-    if predicted is None and isinstance(result, tuple) and result:
-        predicted = result[0]
-    if not isinstance(predicted, Tensor):
+    network: nn.Module = model.get_base_model() if isinstance(model, PeftModel) else model
+    try:
+        with torch.no_grad():
+            result: Any = network(**on_device(batch, network))
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{type(model).__name__} returns {type(result).__name__}, with neither logits nor a sample: neither a causal language model nor "
-            "a denoiser of diffusers."
+            f"{type(network).__name__} does not take the data's batches ({', '.join(batch)}): {error}"
+        ) from error
+    for name in ("logits", "sample"):
+        if isinstance(getattr(result, name, None), Tensor):
+            return getattr(result, name)  # type: ignore[no-any-return]
+    if isinstance(result, tuple) and result and isinstance(result[0], Tensor):
+        return result[0]
+    raise ValueError(
+        f"{type(network).__name__} returns {type(result).__name__}, neither logits nor a predicted noise: behaviours are compared for "
+        "causal language models and denoisers."
+    )
+
+
+def in_strips(
+    outputs: tuple[Tensor, ...], batch: Mapping[str, Any], probabilities: bool
+) -> Iterator[tuple[Tensor, ...]]:
+    """The models' answers as rows, some at a time, on one device: log-probabilities (rows, vocabulary) of tokens that are no
+    padding, or predictions (samples, numbers)."""
+    outputs = tuple(output.to(outputs[0].device) for output in outputs)
+    if not probabilities:
+        yield tuple(output.flatten(1) for output in outputs)
+        return
+    mask = batch.get("attention_mask")
+    flat = tuple(_kept(output, mask) for output in outputs)
+    if len({len(one) for one in flat}) > 1:
+        raise ValueError(
+            f"The models' outputs have different lengths, {' and '.join(str(len(one)) for one in flat)} tokens."
         )
-    return predicted.flatten(1)
+    for parts in zip(*(torch.split(one, ROWS) for one in flat), strict=True):
+        yield tuple(log_probabilities(part[None], None) for part in parts)
+
+
+def rows(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """All the rows of one model at once, as `in_strips` gives them."""
+    parts = [part for (part,) in in_strips((answer(model, batch),), batch, is_language_model(model))]
+    return torch.cat(parts)
+
+
+def _kept(logits: Tensor, mask: Any) -> Tensor:
+    return logits.flatten(0, 1) if mask is None else logits[mask.to(logits.device).bool()]

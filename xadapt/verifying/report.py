@@ -59,6 +59,11 @@ class VerifyReport:
         return tuple(name for name in ("bare", "copy") if (self._score(name) or 0.0) > own + CLOSE)
 
     @property
+    def refused(self) -> bool:
+        """The transferred adapter cannot be loaded, or does less than the bare target or the copy."""
+        return self.score is None or bool(self.loses_to)
+
+    @property
     def verdict(self) -> str:
         """In a sentence."""
         row = self._row("transferred")
@@ -81,6 +86,7 @@ class VerifyReport:
             "neutral": self.neutral,
             "score": self.score,
             "loses_to": list(self.loses_to),
+            "refused": self.refused,
             "verdict": self.verdict,
             "rows": [asdict(row) for row in self.rows],
             "prompts": list(self.prompts),

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from xadapt.adapter_files import name_of, open_adapter
 from xadapt.base import LiveBase
-from xadapt.contract import Adapter
+from xadapt.carried_along import without_base_tensors
+from xadapt.checking.report import belongs
+from xadapt.contract import Adapter, Base
 from xadapt.data.amount import Amount
 from xadapt.data.batches import Batches
 from xadapt.data.opening import open_data
 from xadapt.data.tokenizing import tokenizer_of
+from xadapt.evaluating import in_eval_mode
+from xadapt.kinds import PeftKind
 from xadapt.opening import open_for
+from xadapt.origin import match_base
+from xadapt.progress import showing
 from xadapt.siblings import Pair
 
 from .comparing import compare, retained
@@ -72,8 +79,8 @@ def verify(
             "source and target are one live model, which cannot have both adapters at once: pass a copy as target."
         )
     candidates: dict[str, Adapter] = {
-        "copy": open_adapter(adapter, component, allow_pickle),
-        "transferred": open_adapter(transferred, component, allow_pickle),
+        "copy": _its_own(open_adapter(adapter, component, allow_pickle), bases.source),
+        "transferred": _its_own(open_adapter(transferred, component, allow_pickle), bases.target),
     }
     inputs = open_data(data, bases.source, bases.target, amount, tokenizer=tokenizer)
     others = None if neutral is None else open_data(neutral, bases.source, bases.target, amount, tokenizer=tokenizer)
@@ -84,26 +91,11 @@ def verify(
     painters = [
         Painter.of(base, prompts, amount or Amount()) if prompts else None for base in (bases.source, bases.target)
     ]
-    own = candidates["copy"]
-    with adapted(bases.source, own) as model:
-        rows = [
-            Verified(name="adapted source", metrics=_measured(metrics, model), images=_drawn(painters[0], model)),
-        ]
-    bare = bases.source.module()
-    rows.insert(0, Verified(name="bare source", metrics=_measured(metrics, bare), images=_drawn(painters[0], bare)))
-    plain = bases.target.module()
-    rows.append(
-        Verified(
-            name="bare",
-            agreement=compare(bases, own, None, inputs, "the bare target", progress),
-            retention=None if others is None else 1.0,
-            metrics=_measured(metrics, plain),
-            images=_drawn(painters[1], plain),
-        )
-    )
-    for name, candidate in candidates.items():
-        rows.append(_look(name, candidate, bases, own, inputs, others, metrics, painters[1], progress))
-    notes = ["The inputs are random latents, not pictures."] if inputs.random else []
+    with showing(progress), in_eval_mode(bases.source.module(), bases.target.module()):
+        rows = _rows(bases, candidates, inputs, others, metrics, painters)
+    notes = _notes(bases, candidates)
+    if inputs.random:
+        notes.append("The inputs are random latents, not pictures.")
     return VerifyReport(
         adapter=name_of(adapter),
         transferred=name_of(transferred),
@@ -115,6 +107,46 @@ def verify(
         prompts=tuple(prompts),
         notes=tuple(notes),
     )
+
+
+def _rows(
+    bases: Pair,
+    candidates: Mapping[str, Adapter],
+    inputs: Batches,
+    neutral: Batches | None,
+    metrics: Sequence[Metric],
+    painters: Sequence[Painter | None],
+) -> list[Verified]:
+    """Bare source, adapted source, bare target, then each candidate."""
+    own, plain, bare = candidates["copy"], bases.source.module(), bases.target.module()
+    rows = [Verified(name="bare source", metrics=_measured(metrics, plain), images=_drawn(painters[0], plain))]
+    with adapted(bases.source, own) as model:
+        measured, images = _measured(metrics, model), _drawn(painters[0], model)
+    rows.append(Verified(name="adapted source", metrics=measured, images=images))
+    rows.append(
+        Verified(
+            name="bare",
+            agreement=compare(bases, own, None, inputs, "the bare target"),
+            retention=None if neutral is None else 1.0,
+            metrics=_measured(metrics, bare),
+            images=_drawn(painters[1], bare),
+        )
+    )
+    rows += [
+        _look(name, candidate, bases, own, inputs, neutral, metrics, painters[1])
+        for name, candidate in candidates.items()
+    ]
+    return rows
+
+
+def _notes(bases: Pair, candidates: Mapping[str, Adapter]) -> list[str]:
+    """What the recorded fingerprints say against this comparison."""
+    wanted = {"copy": ("The adapter", bases.source), "transferred": ("The transferred adapter", bases.target)}
+    return [
+        f"{called} was made for another base than {base.name}, by the fingerprint in it."
+        for name, (called, base) in wanted.items()
+        if not belongs(match_base(candidates[name], base))
+    ]
 
 
 def _one_model(bases: Pair) -> bool:
@@ -131,15 +163,15 @@ def _look(
     neutral: Batches | None,
     metrics: Sequence[Metric],
     painter: Painter | None,
-    progress: bool,
 ) -> Verified:
-    try:
-        with adapted(bases.target, candidate) as model:
-            measured, images = _measured(metrics, model), _drawn(painter, model)
-    except ValueError as error:  # a copy that does not fit is a result, not a mistake
-        return Verified(name=name, error=str(error))
-    agreement = compare(bases, own, candidate, inputs, f"the {name}", progress)
-    kept = None if neutral is None else retained(bases, candidate, neutral, f"neutral inputs, the {name}", progress)
+    with ExitStack() as wearing:
+        try:
+            model = wearing.enter_context(adapted(bases.target, candidate))
+        except ValueError as error:  # a copy that does not fit is a result, not a mistake
+            return Verified(name=name, error=str(error))
+        measured, images = _measured(metrics, model), _drawn(painter, model)
+    agreement = compare(bases, own, candidate, inputs, f"the {name}")
+    kept = None if neutral is None else retained(bases, candidate, neutral, f"neutral inputs, the {name}")
     return Verified(name=name, agreement=agreement, retention=kept, metrics=measured, images=images)
 
 
@@ -153,4 +185,9 @@ def _drawn(painter: Painter | None, model: Any) -> tuple[str, ...]:
 
 def _plain(model: Any) -> Any:
     """The network itself, which PEFT has changed in place."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model.eval()
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _its_own(adapter: Adapter, base: Base) -> Adapter:
+    """Without the base's embeddings, which would overwrite those of another base for good."""
+    return without_base_tensors(adapter, base) if isinstance(adapter.kind, PeftKind) else adapter
