@@ -23,6 +23,8 @@ from benchmarks.a4a.gallery import page
 from benchmarks.a4a.weights import fetch, fetch_pipeline
 from benchmarks.tiny.progress import Reporter
 from benchmarks.tiny.results import Cells, write_together
+from xadapt.live_base import LiveBase
+from xadapt.siblings import Pair
 from xadapt_a4a import A4AModel
 from xadapt_a4a.accelerators import accelerator_for
 from xadapt_a4a.data import Encodable
@@ -213,7 +215,7 @@ def _cell(
     if optimizer is None:
         nn.Module.to(adapter, studio.device)
     else:
-        batches: Any = options.batches(data, None)  # type: ignore[arg-type]  # the images are the same for all bases
+        batches: Any = options.batches(data, Pair(None, LiveBase(studio.network)))
         stream = (
             batches.encoded(adapter.source, studio.network, accelerator) if isinstance(batches, Encodable) else batches
         )
