@@ -283,7 +283,8 @@ class TestOnce:
             torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(alone.losses))
             torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(encoded.losses), rtol=1e-4, atol=1e-5)
             for key, tensor in weights(alone).items():
-                torch.testing.assert_close(together[key], tensor, atol=1e-5, rtol=1e-4)
+                # AdamW divides by the gradient's size: where that is rounding, a step may differ by a share of the rate, 1e-3.
+                torch.testing.assert_close(together[key], tensor, atol=1e-4, rtol=1e-3)
         skipped = (tmp_path / "together" / "skipped.txt").read_text()
         assert skipped == (tmp_path / "alone" / "skipped.txt").read_text() == "5.png\tno image\n"
         assert (tmp_path / "run" / "checkpoint-00000003" / "training.json").is_file()
