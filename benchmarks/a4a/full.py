@@ -180,7 +180,7 @@ def chosen(settings: FullSettings, parsed: argparse.Namespace) -> FullSettings:
         changes["targets"] = {name: settings.targets[name] for name in parsed.targets}
     if parsed.rate:
         changes["learning_rates"] = settings.learning_rates | rates(parsed.rate)
-    return replace(settings, **changes)  # type: ignore[arg-type]
+    return replace(settings, **changes)  # type: ignore[arg-type]  # by name, from the command line
 
 
 def rates(given: Sequence[str]) -> dict[str, float]:

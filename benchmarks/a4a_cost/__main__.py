@@ -48,9 +48,9 @@ def measure(
     bench = Bench(target, source, tokens, device, dtype)
     sizes = bench.parameters()
     training = time_in_turns(bench.training(), seconds, device)  # type: ignore[arg-type]  # anything that can be called
-    first = time_in_turns(bench.first(), seconds / 3, device)  # type: ignore[arg-type]
+    first = time_in_turns(bench.first(), seconds / 3, device)  # type: ignore[arg-type]  # likewise
     steps = bench.denoising()
-    times = time_in_turns(steps, seconds, device)  # type: ignore[arg-type]
+    times = time_in_turns(steps, seconds, device)  # type: ignore[arg-type]  # likewise
     memory = {name: _peak(step, device) for name, step in steps.items()}
     return {
         "target": target.name,

@@ -67,9 +67,9 @@ class Adapting:
         from peft import LoHaConfig, LoKrConfig, LoraConfig
 
         if self.method == "loha":
-            return LoHaConfig(r=self.rank, alpha=self.alpha, target_modules=list(self.targets))  # type: ignore[arg-type]
+            return LoHaConfig(r=self.rank, alpha=self.alpha, target_modules=list(self.targets))  # type: ignore[arg-type]  # annotated int, but any number works
         if self.method == "lokr":
-            return LoKrConfig(r=self.rank, alpha=self.alpha, target_modules=list(self.targets))  # type: ignore[arg-type]
+            return LoKrConfig(r=self.rank, alpha=self.alpha, target_modules=list(self.targets))  # type: ignore[arg-type]  # likewise
         return LoraConfig(r=self.rank, use_dora=self.method == "dora", **self._lora_options())
 
     def _lora_options(self) -> dict[str, Any]:

@@ -189,7 +189,7 @@ class Evaluation(OnModel):
         rows = scorer.rows(images, asked, photographs, self.subject)
         questions = list(enumerate(self._questions()))
         for (index, (prompt, image_seed)), row in zip(questions, rows, strict=True):
-            row |= {"prompt": prompt, "image_seed": image_seed}  # type: ignore[dict-item]
+            row |= {"prompt": prompt, "image_seed": image_seed}  # type: ignore[dict-item]  # a row holds numbers and texts
             if self.compute.keep_images == "all" or (
                 self.compute.keep_images == "first" and image_seed == self.image_seeds[0]
             ):
@@ -213,7 +213,7 @@ class Evaluation(OnModel):
         return carried(loaded.denoiser, source.denoiser, folder, self.carry)
 
     def _images(self, loaded: Loaded, quiet: bool) -> list[Any]:
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]  # tqdm has no types
 
         questions = self._questions()
         prompts = [prompt for prompt, _ in questions]

@@ -67,7 +67,7 @@ def fit(
         ValueError: batch, micro batch and processes do not go together; or the loss is not finite any more.
     """
     from accelerate import Accelerator
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]  # tqdm has no types
 
     accumulation, micro = shares(schedule.batch, compute.micro_batch, compute.processes)
     accelerator: Any = Accelerator(

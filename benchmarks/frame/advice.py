@@ -18,7 +18,7 @@ def advice_for(error: BaseException) -> str:
     chain: list[BaseException] = []
     while error is not None and error not in chain:
         chain.append(error)
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]  # typed as any BaseException
     for each in chain:
         kind, text = type(each).__name__, str(each)
         if isinstance(each, MemoryError) or kind == "OutOfMemoryError" or "out of memory" in text.lower():

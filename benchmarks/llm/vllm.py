@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def language_model(cell: Evaluation, worker: Worker) -> Iterator[Any]:
     """lm-eval's model for the cell's base and adapter. vLLM loads the base for each cell."""
     try:
-        import vllm  # noqa: F401
+        import vllm  # noqa: F401 (only whether it is there)
         from lm_eval.models.vllm_causallms import VLLM
     except ModuleNotFoundError:
         raise ValueError("the backend vllm needs vLLM: pip install vllm, or take --machine.backend hf.") from None

@@ -45,7 +45,7 @@ TASKS = {
 @cache
 def judge(task: str) -> Judge:
     """Knows real images of that style, and nothing else."""
-    from sklearn.svm import SVC  # type: ignore[import-untyped]
+    from sklearn.svm import SVC  # type: ignore[import-untyped]  # scikit-learn has no types
 
     images, labels = TASKS[task].images(slice(TRAINING_IMAGES))
     classifier = SVC(C=10.0).fit(images.flatten(1).numpy(), labels.numpy())

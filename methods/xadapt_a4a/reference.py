@@ -24,7 +24,7 @@ from .source import IPAdapterSource
 from .targets import find_attention_layers, unwrapped, working_place
 
 
-class ReferenceAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class ReferenceAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
     """An image encoder's output in, k̄ and v̄ for each attention layer of one target out. A subclass says how: `maps_of`."""
 
     source: IPAdapterSource

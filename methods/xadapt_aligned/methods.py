@@ -58,7 +58,7 @@ class Aligned:
     @property
     def kind(self) -> PeftKind:
         """What is written."""
-        return {"parameter": COPY, "input": INPUT_ADA, "output": OUTPUT_ADA}[self.space].writes  # type: ignore[return-value]
+        return {"parameter": COPY, "input": INPUT_ADA, "output": OUTPUT_ADA}[self.space].writes  # type: ignore[return-value]  # all three are PeftKinds
 
     def fit(self, adapter: Adapter, bases: Siblings, batches: Iterable[Any]) -> Transfer:
         """The transfer for adapters on the layers of this one. One pass over the batches, through both networks.

@@ -46,7 +46,7 @@ class LoraXConfig(PeftConfig):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()  # type: ignore[no-untyped-call]  # PEFT's is untyped
         if not isinstance(self.r, int) or isinstance(self.r, bool) or self.r < 1:
             raise ValueError(f"r={self.r!r}: a number of directions is a positive integer, for example r=16.")
         if self.form not in FORMS:

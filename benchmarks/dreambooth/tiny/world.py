@@ -148,7 +148,7 @@ def minimise(
     model: torch.nn.Module, loss: Callable[[], Tensor], steps: int, learning_rate: float, what: str, quiet: bool
 ) -> None:
     """AdamW with a short warm-up and a linear decay."""
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]  # tqdm has no types
 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
