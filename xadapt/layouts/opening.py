@@ -61,7 +61,7 @@ def _find(path: Path, allow_pickle: bool) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise ValueError(f"{path} is not there; read_lora() wants a LoRA file, or a folder that holds one.")
+        raise ValueError(f"{path} is not there; an adapter is a PEFT folder, a LoRA file, or a folder that holds one.")
     usual: list[str] = [SAFETENSORS_WEIGHTS_NAME, DIFFUSERS_NAME, *([WEIGHTS_NAME] if allow_pickle else [])]
     for name in usual:
         if (path / name).is_file():
