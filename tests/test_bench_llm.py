@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,17 +16,18 @@ import pytest
 from benchmarks.frame.settings import override, read_preset
 from benchmarks.frame.store import Store
 from benchmarks.frame.sweep import plan
-from benchmarks.frame.worker import Worker
+from benchmarks.frame.worker import Worker, execute
 from benchmarks.llm import answers, code_tasks, commonsense, prompts
 from benchmarks.llm.__main__ import DRIVER
 from benchmarks.llm.bases import check_base
+from benchmarks.llm.evaluation import Evaluation, tabled
 from benchmarks.llm.recipes import IGNORE, TEXTS, examples, fingerprint, tokenise
 from benchmarks.llm.settings import Adapter, Data, Settings, check
 from benchmarks.llm.stages import stages
-from benchmarks.llm.suites import _paper
-from benchmarks.llm.tables import PAPER_PAIR, tables
-from benchmarks.llm.tiny import questions, tokenizer, training_examples
-from benchmarks.llm.training import adapter_config
+from benchmarks.llm.suites import _paper, check_stock, opened
+from benchmarks.llm.tables import PAPER_PAIR, gather, tables
+from benchmarks.llm.tiny import _wrong, questions, tokenizer, training_examples
+from benchmarks.llm.training import _keep_logs, adapter_config
 
 
 def preset(name: str, *arguments: str) -> Settings:
@@ -73,7 +75,11 @@ class TestAnswers:
         [
             ("so 3.\nThe answer is: 1,234.0", 1234),
             ("The answer is: $-5 dollars", -5),
-            ("The answer is: 7 The answer is: 8", 7),
+            ("The answer is: 7 The answer is: 8", 8),
+            ("The answer is: 7/2", 4),
+            ("The answer is: 7/0", 7),
+            ("The answer is: .6", 1),
+            (f"The answer is: {'9' * 400}", None),
             ("12", None),
             ("The answer is: none", None),
         ],
@@ -87,6 +93,7 @@ class TestAnswers:
     def test_code(self) -> None:
         text = "Here:\n```python\ndef f():\n    return 1\n\nassert f() == 1\n```\nThat is all."
         assert answers.code(text) == "def f():\n    return 1\n"
+        assert answers.code("def h(n):\n    assert n\n    return n") == "def h(n):\n"
         assert answers.code('def g(): pass\n\nif __name__ == "__main__":\n    g()') == "def g(): pass\n"
 
 
@@ -124,6 +131,10 @@ class TestRecipes:
         (row, *_) = questions("sort_descending", 1)
         digits = row["question"][1:-1]
         assert row["answer"] == "".join(sorted(digits, reverse=True))
+        assert {"".join(sorted(choice)) for choice in row["choices"]} == {"".join(sorted(digits))}, (
+            "no digit gives it away"
+        )
+        assert len({*_wrong("1111", random.Random(0)), "1111"}) == 4
 
 
 class TestAdapters:
@@ -169,6 +180,36 @@ class TestPresets:
         )
         assert plain == other
 
+    def test_other_data_are_other_cells(self, tmp_path: Path) -> None:
+        plain, other = (
+            {cell.name for cell in plan(stages, settings, Store(tmp_path)).cells}
+            for settings in (preset("small"), preset("small", "--data.pissa", "my/own", "--data.gsm8k", "my/gsm8k"))
+        )
+        assert not plain & other
+
+    def test_code_that_was_written_is_run_when_that_is_asked_for(self, tmp_path: Path) -> None:
+        written, scored = (
+            plan(stages, preset("paper", *arguments), Store(tmp_path)).cells
+            for arguments in ((), ("--machine.run_code", "[sandbox, '{folder}']"))
+        )
+        before = {cell.name for cell in written}
+        assert before < {cell.name for cell in scored}
+        added = [needed.name for cell in scored if cell.name not in before for needed in cell.needs()]
+        assert added == [cell.name for cell in written if isinstance(cell, Evaluation) and cell.writes_code()]
+
+    def test_two_revisions_of_a_model_are_two_models(self, tmp_path: Path) -> None:
+        settings = preset("small", "--source", "m", "--targets", "[m]", "--target_revisions", "[later]")
+        cells = [cell for cell in plan(stages, settings, Store(tmp_path)).cells if isinstance(cell, Evaluation)]
+        assert {cell.base() for cell in cells} == {"m in bfloat16", "m at later in bfloat16"}
+        records = []
+        for revision, value in ((None, 0.2), ("later", 0.4)):
+            record = json.loads(json.dumps(evaluation("gsm8k", value, side=0, mode="lora")))
+            record["settings"]["target"] = {"name": "m", "revision": revision, "made": None}
+            record["settings"]["training"]["base_model"] = {"name": "m", "revision": None, "made": None}
+            records.append(record)
+        (table, *_) = tables(settings, records)
+        assert table.rows == [["m", "lora", "20.00"], ["m at later", "lora copy", "40.00"]]
+
     def test_one_value_within_a_task(self) -> None:
         settings = preset("tiny", "--tasks.sorting.schedule.max_steps", "7", "--tasks.sorting.adapter.rank=2")
         assert settings.tasks["sorting"].schedule.max_steps == 7
@@ -192,6 +233,9 @@ class TestBadInput:
             (with_task(lm_eval=("humaneval_instruct",)), "unprotected"),
             (with_task(schedule=replace(task.schedule, batch=33)), "micro_batch"),
             (replace(tiny, target_revisions=("a",)), "give one each"),
+            (replace(tiny, retrain=("dora-input",)), "add it to modes"),
+            (with_task(schedule=replace(task.schedule, evaluate_every=0)), "evaluate_every"),
+            (with_task(adapter=replace(task.adapter, feature_rank=9)), "feature_rank = 9 of rank = 8"),
             (replace(tiny, targets=("tiny/ligth",)), "did you mean 'light'"),
         ]:
             with pytest.raises(ValueError, match=message):
@@ -219,10 +263,31 @@ class TestBadInput:
             examples("commonsense", Data(commonsense=str(tmp_path)), 0, 0)
 
     def test_evalplus_is_missing(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setitem(sys.modules, "evalplus.data", None)
-        monkeypatch.setitem(sys.modules, "evalplus", None)
+        monkeypatch.setattr(code_tasks, "find_spec", lambda name: None)
+        tiny = preset("tiny")
         with pytest.raises(ValueError, match=r"pip install evalplus==0\.3\.1"):
-            code_tasks.write_and_score("mbpp", None, None, (), Worker(Store(tmp_path)))
+            check(replace(tiny, tasks={"sorting": replace(tiny.tasks["sorting"], paper=("mbpp",))}))
+
+    def test_evalplus_scores_no_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(code_tasks, "find_spec", lambda name: True)
+        tiny = preset("tiny", "--limit", "5")
+        with pytest.raises(ValueError, match="limit = 5 does not go with it"):
+            check(replace(tiny, tasks={"sorting": replace(tiny.tasks["sorting"], paper=("mbpp",))}))
+
+    def test_lm_eval_s_tasks_are_looked_up_before_anything_is_trained(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("lm_eval")
+        import lm_eval.tasks
+
+        few = lm_eval.tasks.TaskManager(include_defaults=False)  # its own takes seconds to read
+        monkeypatch.setattr(few, "_all_tasks", None, raising=False)
+        monkeypatch.setattr(type(few), "all_subtasks", property(lambda self: ["arc_easy", "gsm8k"]))
+        monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda: few)
+        check_stock(["arc_easy", "sort_descending"])
+        with pytest.raises(ValueError, match="did you mean 'arc_easy'"):
+            check_stock(["arc_eazy"])
+        monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+        with pytest.raises(ValueError, match=r"xadapt\[eval\]"):
+            check_stock([])
 
 
 def write_commonsense(folder: Path) -> None:
@@ -247,15 +312,127 @@ class TestPaperSuite:
         assert scores == [1.0, 0.0, 0.0]
 
     def test_scores_of_code_come_from_the_sandbox(self, tmp_path: Path) -> None:
-        worker = Worker(Store(tmp_path))
-        worker.out = tmp_path
         printed = "humaneval (base tests)\\npass@1:\\t0.213\\nhumaneval+ (base + extra tests)\\npass@1:\\t0.189"
-        found = code_tasks.score("humaneval", (sys.executable, "-c", f'print("{printed}")', "{folder}"), worker)
+        found = code_tasks.score("humaneval", (sys.executable, "-c", f'print("{printed}")', "{folder}"), tmp_path)
         assert [(row["metric"], row["value"]) for row in found] == [("pass@1 base", 0.213), ("pass@1 plus", 0.189)]
         with pytest.raises(RuntimeError, match="status 3"):
-            code_tasks.score("humaneval", (sys.executable, "-c", "raise SystemExit(3)"), worker)
+            code_tasks.score("humaneval", (sys.executable, "-c", "raise SystemExit(3)"), tmp_path)
         with pytest.raises(RuntimeError, match="no pass@1"):
-            code_tasks.score("humaneval", (sys.executable, "-c", "print(1)"), worker)
+            code_tasks.score("humaneval", (sys.executable, "-c", "print(1)"), tmp_path)
+
+    def test_a_sandbox_gets_a_copy_of_what_was_written(self, tmp_path: Path) -> None:
+        store = Store(tmp_path)
+        (written, *_) = (
+            cell
+            for cell in plan(stages, preset("paper"), store).cells
+            if isinstance(cell, Evaluation) and cell.writes_code()
+        )
+        program = "import pathlib, sys; print('pass@1:', pathlib.Path(sys.argv[1], 'samples.jsonl').read_text())"
+        cell = code_tasks.Scoring(written=written, command=(sys.executable, "-c", program, "{folder}"))
+        assert execute(cell, Worker(store)).state == "blocked"
+        store.put(written, {"rows": []}, 1.0)
+        store.artifacts(written).mkdir(parents=True)
+        (store.artifacts(written) / "samples.jsonl").write_text("0.5")
+        assert execute(cell, Worker(store)).state == "done", store.failure(cell)
+        assert store.result(cell) == {"rows": [{"metric": "pass@1 base", "value": 0.5, "primary": True}]}
+        record = store.record(cell)
+        assert record is not None
+        ((key, scores),) = gather([record], PAPER_PAIR[0]).items()
+        assert key == ("paper", "", PAPER_PAIR[0], "bare", written.task)
+        assert scores.by_seed == {None: 50.0}
+
+
+class TestLmEval:
+    """Where lm-eval's defaults would give other figures."""
+
+    @staticmethod
+    def model() -> tuple[Any, Any]:
+        """Random weights, scaled up so that texts end early and late."""
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        characters: Any = tokenizer()
+        characters.padding_side = "left"
+        config = LlamaConfig(
+            vocab_size=len(characters),
+            hidden_size=64,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            initializer_range=0.3,
+            eos_token_id=characters.eos_token_id,
+            pad_token_id=characters.pad_token_id,
+        )
+        return LlamaForCausalLM(config).eval(), characters
+
+    @pytest.mark.parametrize("batch", [1, 16])
+    def test_beams_are_those_of_transformers(self, batch: int) -> None:
+        pytest.importorskip("lm_eval")
+        from lm_eval.api.instance import Instance
+
+        from benchmarks.llm.live import live
+
+        model, characters = self.model()
+        asked = [row["question"] for row in questions("pretrained", 16)]
+        settings = {"until": [], "max_gen_toks": 24, "do_sample": False, "num_beams": 4}
+        requests = [Instance("generate_until", {}, (text, settings), index) for index, text in enumerate(asked)]
+        found = live(model, characters, batch).generate_until(requests, disable_tqdm=True)
+        for text, answer in zip(asked, found, strict=True):
+            tokens = characters(text, return_tensors="pt")
+            prompt = {key: tokens[key] for key in ("input_ids", "attention_mask")}
+            whole = model.generate(**prompt, num_beams=4, do_sample=False, max_new_tokens=24)[0]
+            assert answer == characters.decode(whole[tokens["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def test_examples_in_prompts_are_the_same_every_time(self) -> None:
+        pytest.importorskip("lm_eval")
+        import datasets
+        from lm_eval import evaluator
+        from lm_eval.tasks import TaskManager
+
+        from benchmarks.llm.live import live
+
+        rows = datasets.Dataset.from_list([{"q": row["question"]} for row in questions("pretrained", 40)])
+        task = {
+            "task": "few",
+            "custom_dataset": lambda **_: datasets.DatasetDict(test=rows, train=rows),
+            "test_split": "test",
+            "fewshot_split": "train",
+            "num_fewshot": 3,
+            "output_type": "generate_until",
+            "doc_to_text": "{{q}}",
+            "doc_to_target": "1",
+            "generation_kwargs": {"until": ["."], "max_gen_toks": 2, "do_sample": False},
+            "filter_list": [
+                {"name": name, "filter": [{"function": "regex", "regex_pattern": pattern}, {"function": "take_first"}]}
+                for name, pattern in (("strict", "(x)"), ("flexible", "(.)"))
+            ],
+            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+            "metadata": {"version": 1},
+        }
+        lm = live(*self.model(), 8)
+        manager = TaskManager(include_defaults=False)
+        first, second = (
+            evaluator.evaluate(lm=lm, task_dict=opened(manager, task), limit=3, bootstrap_iters=0, log_samples=True)
+            for _ in range(2)
+        )
+        prompts_of = [[sample["arguments"] for sample in found["samples"]["few"]] for found in (first, second)]
+        assert prompts_of[0] == prompts_of[1]
+        found = tabled(first["results"]["few"], first["samples"]["few"])
+        assert found["questions"] == len(found["right"]) == 3, "each question once, though there are two filters"
+        assert [(row["metric"], row["filter"], row["primary"]) for row in found["rows"]] == [
+            ("exact_match", "strict", True),
+            ("exact_match", "flexible", False),
+        ]
+        assert found["data"] == tabled(second["results"]["few"], second["samples"]["few"])["data"]
+
+
+def test_tensorboard_s_files_stay(tmp_path: Path) -> None:
+    (tmp_path / "trainer" / "runs" / "now").mkdir(parents=True)
+    (tmp_path / "trainer" / "runs" / "now" / "events").write_text("loss")
+    _keep_logs(tmp_path / "trainer", tmp_path / "trackers")
+    assert (tmp_path / "trackers" / "now" / "events").read_text() == "loss"
+    _keep_logs(tmp_path / "trainer", tmp_path / "trackers")
 
 
 def evaluation(
@@ -263,7 +440,8 @@ def evaluation(
 ) -> Mapping[str, Any]:
     """A record as the store has it, of the paper's pair."""
     base = [{"name": name, "revision": None, "made": None} for name in PAPER_PAIR]
-    training = {"base_model": base[trained_on], "recipe": "math", "mode": mode, "seed": seed} if mode else None
+    recipe = "math" if task == "gsm8k" else "commonsense"
+    training = {"base_model": base[trained_on], "recipe": recipe, "mode": mode, "seed": seed} if mode else None
     return {
         "kind": "evaluation",
         "settings": {"suite": suite, "task": task, "target": base[side], "training": training},
@@ -313,10 +491,32 @@ class TestTables:
         assert rows["bare"].startswith("-20.00 [")
         assert rows["lora, retrained"].startswith("+0.00")
 
+    def test_a_rate_at_an_edge_of_the_grid_is_named(self) -> None:
+        settings = preset("tiny")
+        records = [
+            {
+                "kind": "training",
+                "seconds": 1.0,
+                "result": {"validation_loss": 0.1},
+                "settings": {
+                    "recipe": "sorting",
+                    "mode": mode,
+                    "seed": seed,
+                    "learning_rate": rate,
+                    "base_model": {"name": "tiny/source", "revision": None},
+                },
+            }
+            for mode, seed, rate in (("lora", 0, 0.1), ("lora", 1, 0.1), ("input", 0, 0.1), ("input", 1, 0.03))
+        ]
+        (table,) = tables(settings, records)
+        assert [note for note in table.notes if "edge" in note] == [
+            "Chosen at an edge of the grid, so a better one may lie beyond: sorting, lora at 0.1."
+        ]
+
     def test_the_average_needs_all_eight(self) -> None:
         seven = [evaluation(task, 0.5, side=0, mode="lora") for task in list(commonsense.FOLDERS)[:7]]
         assert not any(
-            "commonsense_avg" in table.markdown() for title, table in self.of(seven).items() if "math" in title
+            "commonsense_avg" in table.markdown() for title, table in self.of(seven).items() if "commonsense:" in title
         )
         eight = [*seven, evaluation("openbookqa", 0.9, side=0, mode="lora")]
         rows = self.of(eight)["Table 6 of Revisit Model Adaptation, side by side"].rows

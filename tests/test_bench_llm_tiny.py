@@ -22,7 +22,7 @@ from benchmarks.llm.settings import Machine, Settings
 from benchmarks.llm.stages import stages
 from benchmarks.llm.training import Training
 
-pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install xadapt[bench]")
+pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install xadapt[eval]")
 FEW_STEPS = [
     *("--seeds", "[0]", "--modes", "[lora, output]", "--retrain", "[]", "--targets", "[tiny/rot]"),
     *("--tiny.pretrain_steps", "150", "--tiny.test_lines", "24", "--tiny.examples", "400"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ class Difference:
     """Mean of a − b over pairs, with a bootstrap interval."""
 
     mean: float
-    low: float | None  # None of one pair
+    low: float | None  # None of one pair, or one group of them
     high: float | None
     count: int
 
@@ -46,20 +46,31 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def paired(
-    a: Mapping[Unit, float], b: Mapping[Unit, float], *, level: float = 0.95, seed: int = 0
+    a: Mapping[Unit, float],
+    b: Mapping[Unit, float],
+    *,
+    group: Callable[[Unit], Hashable] = lambda unit: unit,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Difference | None:
     """a − b over the units (seeds, or seed and subject, or seed and question) that both have; None if they share none.
 
-    The interval is the percentile bootstrap over units (Efron and Tibshirani 1993, ch. 13), seeded. With three seeds there
-    are ten different resamples, so its ends are then the smallest and the largest difference: read it as a range.
+    The interval is the percentile bootstrap (Efron and Tibshirani 1993, ch. 13), seeded, over the groups that `group` puts the
+    units into: one question's answers under three seeds are not three independent ones, so they are drawn together. With
+    three groups there are ten different resamples, so the ends are then the smallest and the largest difference: read it as
+    a range.
     """
     shared = [unit for unit in a if unit in b]
     if not shared:
         return None
-    differences = np.array([a[unit] - b[unit] for unit in shared])
-    if len(shared) == 1:
-        return Difference(float(differences[0]), None, None, 1)
-    draws = np.random.default_rng(seed).integers(0, len(shared), size=(RESAMPLES, len(shared)))
-    means = differences[draws].mean(axis=1)
+    mean = float(np.mean([a[unit] - b[unit] for unit in shared]))
+    groups: dict[Hashable, list[float]] = {}
+    for unit in shared:
+        groups.setdefault(group(unit), []).append(a[unit] - b[unit])
+    if len(groups) == 1:
+        return Difference(mean, None, None, len(shared))
+    sums, counts = (np.array([measure(each) for each in groups.values()]) for measure in (sum, len))
+    draws = np.random.default_rng(seed).integers(0, len(groups), size=(RESAMPLES, len(groups)))
+    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Difference(float(differences.mean()), float(low), float(high), len(shared))
+    return Difference(mean, float(low), float(high), len(shared))

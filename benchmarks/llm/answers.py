@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 CHOICES = {  # commonsense task -> what counts as an answer
@@ -23,10 +24,13 @@ def choice(text: str, task: str) -> str:
 
 
 def number(text: str) -> int | None:
-    """The first number after "The answer is: ", rounded; None if there is none. "1,234.0" is 1234."""
-    _, said, rest = text.partition("The answer is: ")
-    found = re.search(r"-?\d[\d,]*(?:\.\d+)?", rest) if said else None
-    return round(float(found[0].replace(",", ""))) if found else None
+    """The first number after the last "The answer is: ", rounded; None if there is none. "1,234.0" is 1234, "7/2" is 4."""
+    _, said, rest = text.rpartition("The answer is: ")
+    found = re.search(r"([-+]?\d[\d,]*(?:\.\d+)?|[-+]?\.\d+)(?:/(\d+))?", rest) if said else None
+    if not found:
+        return None
+    value = float(found[1].replace(",", "")) / (float(found[2] or 1) or 1)
+    return round(value) if math.isfinite(value) else None  # some repeat a digit until they are stopped
 
 
 def gsm8k_gold(answer: str) -> int:
@@ -35,9 +39,9 @@ def gsm8k_gold(answer: str) -> int:
 
 
 def code(text: str) -> str:
-    """The first Python block, or all of it, cut off where tests or a main program begin."""
+    """The first Python block, or all of it, cut off at a main program, an example, or the first assert, wherever it stands."""
     block = re.search(r"```python\n(.*?)(?:```|$)", text, flags=re.DOTALL)
     found = block[1] if block else text
-    for end in ("\nif __name__", "\n# Example usage", "\nassert"):
+    for end in ("if __name__", "# Example usage", "assert"):
         found = found.partition(end)[0]
-    return found.strip("\n") + "\n"
+    return found.strip("\n").rstrip() + "\n"

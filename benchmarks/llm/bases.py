@@ -39,7 +39,17 @@ class Base:
         return str(worker.artifacts(made[0]) / "model") if made else self.name
 
     def label(self) -> str:
-        return self.name if self.made is None else f"{self.name}, seed {self.made.seed}"
+        """What tells it from the others: two revisions of one model are two bases."""
+        return self.title() if self.made is None else f"{self.name}, seed {self.made.seed}"
+
+    def title(self) -> str:
+        """Its name in the tables: that of all its seeds."""
+        return titled(self.name, self.revision)
+
+
+def titled(name: str, revision: str | None) -> str:
+    """`name`, or `name at revision`."""
+    return name if revision is None else f"{name} at {revision}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +90,7 @@ def device() -> Any:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def check_base(name: str) -> None:
+def check_base(name: str, revision: str | None = None) -> None:
     """Say early that a model is missing or gated. Only its config is read."""
     from transformers import AutoConfig
 
@@ -92,10 +102,10 @@ def check_base(name: str) -> None:
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise ValueError(f"{name} holds no config.json. Give the folder of a transformers checkpoint, or a hub id.")
     try:
-        AutoConfig.from_pretrained(name)
+        AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         advice = advice_for(error)
-        raise ValueError(f"the model {name} cannot be opened. {advice or error}") from error
+        raise ValueError(f"the model {titled(name, revision)} cannot be opened. {advice or error}") from error
 
 
 def _padding(tokenizer: Any) -> int:

@@ -4,24 +4,46 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.frame.cell import Result
+from benchmarks.frame.cell import Cell, Estimate, Result, how
 from benchmarks.llm import answers, prompts
+from benchmarks.llm.evaluation import Evaluation
+from benchmarks.llm.suites import CODE
 
 if TYPE_CHECKING:
     from benchmarks.frame.worker import Worker
 
+SAMPLES = "samples.jsonl"
 SANDBOX = "docker run --rm --network none -v {folder}:/app ganler/evalplus:latest evalplus.evaluate --dataset {dataset} --samples /app/samples.jsonl"
 
 
-def write_and_score(task: str, lm: Any, limit: int | None, run_code: Sequence[str], worker: Worker) -> Result:
-    """`samples.jsonl` among the cell's files; rows only where `run_code` was given. Greedy, 1024 tokens.
+@dataclass(frozen=True, kw_only=True)
+class Scoring(Cell):
+    """The code of an evaluation, run in a sandbox. A cell of its own: a sandbox that fails costs no writing."""
 
-    `run_code` is the command of a sandbox; it runs code that a language model wrote, and prints pass@1 as EvalPlus does.
-    """
+    written: Evaluation
+    command: tuple[str, ...] = how(())
+
+    def describe(self) -> str:
+        return f"run what was written: {self.written.describe()}"
+
+    def estimate(self) -> Estimate:
+        return Estimate(hours=0.05, megabytes=1.0)
+
+    def run(self, worker: Worker) -> Result:
+        shutil.copy(worker.artifacts(self.written) / SAMPLES, worker.out)
+        return {"rows": score(self.written.task, self.command, worker.out)}
+
+
+def write(task: str, lm: Any, limit: int | None, worker: Worker) -> Result:
+    """`samples.jsonl` among the cell's files. Greedy, 1024 tokens. EvalPlus puts a problem's prompt before its completion."""
     problems = list(_problems(task).items())[:limit]
     from lm_eval.api.instance import Instance
 
@@ -32,18 +54,19 @@ def write_and_score(task: str, lm: Any, limit: int | None, run_code: Sequence[st
     ]
     written = lm.generate_until(requests)
     lines = [
-        json.dumps({"task_id": name, "solution": answers.code(text)})
+        json.dumps({"task_id": name, "completion": answers.code(text)})
         for (name, _), text in zip(problems, written, strict=True)
     ]
-    (worker.out / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if not run_code:
-        return {"rows": [], "note": f"written and not run: give --machine.run_code, for example {shlex.split(SANDBOX)}"}
-    return {"rows": score(task, run_code, worker)}
+    (worker.out / SAMPLES).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {"rows": [], "note": f"written and not run: give --machine.run_code, for example {shlex.split(SANDBOX)}"}
 
 
-def score(task: str, run_code: Sequence[str], worker: Worker) -> list[dict[str, Any]]:
-    """What the sandbox prints as pass@1, without and with EvalPlus's additional tests."""
-    command = [part.format(folder=worker.out, dataset=task) for part in run_code]
+def score(task: str, run_code: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """What the sandbox prints as pass@1 for the samples in `folder`, without and with EvalPlus's additional tests.
+
+    `run_code` is the command of a sandbox; it runs code that a language model wrote, and prints as EvalPlus does.
+    """
+    command = [part.replace("{folder}", str(folder)).replace("{dataset}", task) for part in run_code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{shlex.join(command)} failed with status {done.returncode}:\n{done.stderr[-2000:]}")
@@ -63,12 +86,17 @@ def pass_at_1(output: str) -> dict[str, float]:
     return dict(zip(names, values, strict=False))
 
 
-def _problems(task: str) -> dict[str, dict[str, Any]]:
-    try:
-        from evalplus.data import get_human_eval_plus, get_mbpp_plus
-    except ModuleNotFoundError:
+def check_installed() -> None:
+    """Raises ValueError where EvalPlus is not installed."""
+    if find_spec("evalplus") is None:
         raise ValueError(
-            f"{task} needs EvalPlus: pip install evalplus==0.3.1, or leave {task} out of the preset."
-        ) from None
+            f"{' and '.join(CODE)} need EvalPlus: pip install evalplus==0.3.1, or leave them out of the preset."
+        )
+
+
+def _problems(task: str) -> dict[str, dict[str, Any]]:
+    check_installed()
+    from evalplus.data import get_human_eval_plus, get_mbpp_plus
+
     found: dict[str, dict[str, Any]] = get_human_eval_plus() if task == "humaneval" else get_mbpp_plus()
     return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.frame.cell import HOW, Cell, Estimate, Result, how
-from benchmarks.llm.bases import Base, device, load
+from benchmarks.llm.bases import Base, load
 from benchmarks.llm.settings import Data, Dtype, Machine, Suite
 from benchmarks.llm.suites import CODE, lm_eval_task
 from benchmarks.llm.training import Training
@@ -30,7 +31,7 @@ class Evaluation(Cell):
     dtype: Dtype
     limit: int | None = None
     lines: int = 0  # of a generated task
-    data: Data = field(default_factory=Data, metadata=HOW)
+    data: Data = field(default_factory=Data)
     machine: Machine = field(default_factory=Machine, metadata=HOW)
     hours: float = how(0.0)
 
@@ -38,7 +39,8 @@ class Evaluation(Cell):
         return (*self.target.cells(), *((self.training,) if self.training else ()))
 
     def process_count(self) -> int:
-        return 1 if self._writes_code() else self.machine.evaluation_processes  # one file of samples
+        alone = self.writes_code() or self._by_vllm()  # one file of samples; vLLM has processes of its own
+        return 1 if alone else self.machine.evaluation_processes
 
     def estimate(self) -> Estimate:
         return Estimate(hours=self.hours, megabytes=0.1)
@@ -51,22 +53,28 @@ class Evaluation(Cell):
         return f"{self.suite}: {self.task} on {self.target.label()}: {adapter}"
 
     def run(self, worker: Worker) -> Result:
-        if self.suite == "lm-eval" and self.machine.backend == "vllm":
+        if self._by_vllm():
             from benchmarks.llm.vllm import language_model
 
             with language_model(self, worker) as lm:
                 return self._scored(lm, worker)
         model, tokenizer = worker.base(self.base(), lambda: load(self.target, self.dtype, worker))
         with self._adapted(model, worker) as adapted:
-            lm = _hflm(adapted, tokenizer, self.machine.evaluation_batch)
-            if self._writes_code():
-                from benchmarks.llm.code_tasks import write_and_score
+            from benchmarks.llm.live import live
 
-                return write_and_score(self.task, lm, self.limit, self.machine.run_code, worker)
+            lm = live(adapted, tokenizer, self.machine.evaluation_batch)
+            if self.writes_code():
+                from benchmarks.llm.code_tasks import write
+
+                return write(self.task, lm, self.limit, worker)
             return self._scored(lm, worker)
 
-    def _writes_code(self) -> bool:
+    def writes_code(self) -> bool:
+        """Whether the result is a file of code, which a cell of its own scores if at all."""
         return self.suite == "paper" and self.task in CODE
+
+    def _by_vllm(self) -> bool:
+        return self.suite == "lm-eval" and self.machine.backend == "vllm"
 
     @contextmanager
     def _adapted(self, model: Any, worker: Worker) -> Iterator[Any]:
@@ -93,15 +101,36 @@ class Evaluation(Cell):
         if found is None:  # a process that only helps
             return {}
         ((name, scores),) = found["results"].items()
-        metrics = {
-            key.partition(",")[0]: float(value)
-            for key, value in scores.items()
-            if "," in key and "_stderr" not in key and isinstance(value, int | float)
-        }
-        samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
-        metric = primary(metrics)
-        rows = [{"metric": each, "value": value, "primary": each == metric} for each, value in metrics.items()]
-        return {"rows": rows, "questions": len(samples), "right": [float(sample[metric]) for sample in samples]}
+        return tabled(scores, found["samples"][name])
+
+
+def tabled(scores: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> Result:
+    """lm-eval's scores of one task as rows, and its samples as how far each question was answered rightly, in the order of the questions.
+
+    A task may have several filters, as GSM8K's strict and flexible one. Each has rows of its own; lm-eval's samples then hold
+    every question once per filter, and the first filter is the one that tables show and differences are paired by.
+    """
+    values: dict[str, dict[str, float]] = {}  # filter -> metric -> value
+    for key, value in scores.items():
+        metric, comma, name = key.partition(",")
+        if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
+            values.setdefault(name, {})[metric] = float(value)
+    first = next(iter(values))
+    shown = primary(values[first])
+    rows = [
+        {"metric": metric, "filter": name, "value": value, "primary": (name, metric) == (first, shown)}
+        for name, of_filter in values.items()
+        for metric, value in of_filter.items()
+    ]
+    asked = sorted((each for each in samples if each["filter"] == first), key=lambda each: each["doc_id"])
+    hashes = "".join(each["prompt_hash"] + each["target_hash"] for each in asked)
+    right = [each[shown] for each in asked if isinstance(each.get(shown), int | float)]  # a perplexity has none
+    return {
+        "rows": rows,
+        "questions": len(asked),
+        "right": [float(each) for each in right] if len(right) == len(asked) else [],
+        "data": hashlib.sha256(hashes.encode()).hexdigest()[:16],
+    }
 
 
 def primary(metrics: dict[str, float]) -> str:
@@ -110,20 +139,3 @@ def primary(metrics: dict[str, float]) -> str:
         if name in metrics:
             return name
     return next(iter(metrics))
-
-
-def _hflm(model: Any, tokenizer: Any, batch: int) -> Any:
-    """lm-eval's view of a live model, sharing its questions with the other processes of this cell, if there are any."""
-    import logging
-
-    from accelerate import Accelerator
-    from lm_eval.models.huggingface import HFLM
-
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of each thing that is done on purpose here
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, device=str(device()))
-    accelerator = Accelerator(cpu=device().type == "cpu")
-    if accelerator.num_processes > 1:
-        # For a live model HFLM assumes a single process. These three are what its own distributed set-up sets
-        # (lm-eval 0.4.13); a test holds that two processes find what one finds.
-        lm.accelerator, lm._rank, lm._world_size = accelerator, accelerator.process_index, accelerator.num_processes
-    return lm

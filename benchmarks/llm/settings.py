@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from benchmarks.frame.cell import how
+
 Recipe: TypeAlias = Literal["commonsense", "math", "code", "sorting"]
 Suite: TypeAlias = Literal["paper", "lm-eval"]
 Mode: TypeAlias = Literal[
@@ -73,9 +75,9 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where the data are. Results hold a hash of what was read."""
+    """Where the data are. Results hold a hash of what was read. The hub's names belong to a cell's settings, a folder does not."""
 
-    commonsense: str = ""
+    commonsense: str = how("")
     """A checkout of AGI-Edgerunners/LLM-Adapters, with ft-training_set/commonsense_170k.json and dataset/."""
     pissa: str = "fxmeng/pissa-dataset"
     gsm8k: str = "openai/gsm8k"
@@ -91,7 +93,7 @@ class Machine:
     evaluation_processes: int = 1
     evaluation_batch: int = 8
     trackers: tuple[str, ...] = ()
-    """Names that accelerate's log_with knows: tensorboard, wandb, trackio …"""
+    """Names that transformers' report_to knows: tensorboard, wandb, trackio …"""
     run_code: tuple[str, ...] = ()
     """Command that scores written code in a sandbox; {folder} and {dataset} are filled in. Empty: nothing is run."""
     backend: Literal["hf", "vllm"] = "hf"
@@ -128,6 +130,10 @@ class Settings:
     machine: Machine = field(default_factory=Machine)
     tiny: Tiny = field(default_factory=Tiny)
 
+    def revisions(self) -> tuple[str | None, ...]:
+        """One per target."""
+        return self.target_revisions or (None,) * len(self.targets)
+
 
 def check(settings: Settings) -> None:
     """What can be found out before hours have passed.
@@ -136,8 +142,9 @@ def check(settings: Settings) -> None:
         ValueError: says what was given, what is allowed, what to type.
     """
     from benchmarks.llm.bases import check_base
+    from benchmarks.llm.code_tasks import check_installed
     from benchmarks.llm.commonsense import check_folder
-    from benchmarks.llm.suites import check_tasks
+    from benchmarks.llm.suites import CODE, check_stock, check_tasks
 
     for name in ("tasks", "modes", "seeds", "targets"):
         if not getattr(settings, name):
@@ -156,8 +163,29 @@ def check(settings: Settings) -> None:
                 f"tasks.{recipe}.schedule.batch = {schedule.batch} cannot be split into micro_batch = {machine.micro_batch} on "
                 f"{machine.training_processes} process(es). Give --machine.micro_batch a divisor of each process's share."
             )
+        if schedule.keep_best and not schedule.evaluate_every:
+            raise ValueError(
+                f"tasks.{recipe}.schedule.keep_best needs looks to choose from: give evaluate_every some steps, or leave it out."
+            )
+        if any(mode.startswith("hybrid") for mode in settings.modes) and task.adapter.feature_rank > task.adapter.rank:
+            raise ValueError(
+                f"tasks.{recipe}.adapter.feature_rank = {task.adapter.feature_rank} of rank = {task.adapter.rank}; give a part of it."
+            )
         check_tasks(task)
+        code = [name for name in task.paper if name in CODE]
+        if code:
+            check_installed()
+        if code and settings.limit is not None:
+            raise ValueError(
+                f"EvalPlus scores {', '.join(code)} as a whole, so limit = {settings.limit} does not go with it. Leave the limit "
+                f"away, or {code[0]} out of tasks.{recipe}.paper."
+            )
+    strangers = [mode for mode in settings.retrain if mode not in settings.modes]
+    if strangers:
+        raise ValueError(f"retrain names {', '.join(strangers)}, whose learning rate is not chosen: add it to modes.")
+    check_stock([name for task in settings.tasks.values() for name in task.lm_eval])
     if "commonsense" in settings.tasks:
         check_folder(settings.data.commonsense)
-    for name in dict.fromkeys((settings.source, *settings.targets)):
-        check_base(name)
+    check_base(settings.source, settings.source_revision)
+    for name, revision in zip(settings.targets, settings.revisions(), strict=True):
+        check_base(name, revision)

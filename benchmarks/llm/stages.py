@@ -8,6 +8,7 @@ from dataclasses import replace
 from benchmarks.frame.cell import Cell, Result
 from benchmarks.frame.sweep import Finished
 from benchmarks.llm.bases import TINY, Base, Made
+from benchmarks.llm.code_tasks import Scoring
 from benchmarks.llm.evaluation import Evaluation
 from benchmarks.llm.settings import Mode, Recipe, Settings, Suite, Task
 from benchmarks.llm.training import Training
@@ -26,7 +27,8 @@ def stages(settings: Settings, finished: Finished) -> Iterator[Sequence[Cell]]:
         rates = {mode: cell.learning_rate for mode, cell in best.items() if cell}  # without the modes that all failed
         for seed in settings.seeds:
             trained = {mode: _training(settings, recipe, mode, rate, seed) for mode, rate in rates.items()}
-            yield _evaluations(settings, task, trained, seed)
+            evaluations = _evaluations(settings, task, trained, seed)
+            yield [*evaluations, *_scorings(settings, evaluations)]
 
 
 def _candidates(settings: Settings, recipe: Recipe, mode: Mode) -> list[Training]:
@@ -90,6 +92,12 @@ def _evaluations(settings: Settings, task: Task, trained: dict[Mode, Training], 
     ]
 
 
+def _scorings(settings: Settings, evaluations: Sequence[Evaluation]) -> list[Scoring]:
+    """What runs the code that was written, if that is asked for."""
+    command = settings.machine.run_code
+    return [Scoring(written=each, command=command) for each in evaluations if each.writes_code() and command]
+
+
 def source(settings: Settings, seed: int) -> Base:
     """The base that adapters are trained on."""
     return _base(settings, settings.source, settings.source_revision, seed)
@@ -97,8 +105,8 @@ def source(settings: Settings, seed: int) -> Base:
 
 def targets(settings: Settings, seed: int) -> list[Base]:
     """The bases that they are carried to."""
-    revisions = settings.target_revisions or (None,) * len(settings.targets)
-    return [_base(settings, name, revision, seed) for name, revision in zip(settings.targets, revisions, strict=True)]
+    pairs = zip(settings.targets, settings.revisions(), strict=True)
+    return [_base(settings, name, revision, seed) for name, revision in pairs]
 
 
 def _base(settings: Settings, name: str, revision: str | None, seed: int) -> Base:

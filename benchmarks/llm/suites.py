@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 LOCAL = ("sort_descending", "pretrained")  # generated, so both suites have them without a network
 CODE = ("humaneval", "mbpp")
 METRIC = "accuracy"
+FEWSHOT_SEED = 1234
+"""lm-eval's own default."""
 
 
 def check_tasks(task: Task) -> None:
@@ -34,13 +36,39 @@ def check_tasks(task: Task) -> None:
             )
 
 
+def check_stock(names: Sequence[str]) -> None:
+    """Raises ValueError where lm-eval is not installed or has no task of that name. Takes seconds: it reads all its tasks."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ModuleNotFoundError:
+        raise ValueError("evaluations need lm-eval: pip install 'xadapt[eval]'.") from None
+    if not (stock := [name for name in names if name not in LOCAL]):
+        return
+    known = TaskManager().all_subtasks
+    for name in stock:
+        if name not in known:
+            raise ValueError(
+                f"lm-eval has no task {name!r}{did_you_mean(name, known)} `lm-eval ls tasks` lists them; of a group, name its tasks."
+            )
+
+
 def lm_eval_task(suite: str, name: str, data: Data, count: int, worker: Worker) -> Any:
     """The task as lm-eval loads it: `TaskDict`. `count` is the number of lines of a local one."""
     if suite == "paper":
-        return _manager(worker, stock=False).load([_paper(name, data, count)])
+        return opened(_manager(worker, stock=False), _paper(name, data, count))
     if name in LOCAL:
-        return _manager(worker, stock=False).load([_multiple_choice(name, count)])
-    return _manager(worker, stock=True).load([name])
+        return opened(_manager(worker, stock=False), _multiple_choice(name, count))
+    return opened(_manager(worker, stock=True), name)
+
+
+def opened(manager: Any, task: str | dict[str, Any]) -> Any:
+    """The task, ready for `evaluator.evaluate`, with what lm-eval's `simple_evaluate` does to it before that."""
+    found = manager.load([task])
+    for each in found["tasks"].values():
+        if each.get_config("num_fewshot") is None:
+            each.set_config(key="num_fewshot", value=0)
+        each.set_fewshot_seed(FEWSHOT_SEED)  # or every call draws other examples
+    return found
 
 
 def _manager(worker: Worker, *, stock: bool) -> Any:

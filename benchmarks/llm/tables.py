@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from statistics import fmean
 from typing import Any
 
 from benchmarks.frame.published import Published, published
 from benchmarks.frame.summary import Spread, paired, spread
 from benchmarks.frame.tables import Table
+from benchmarks.llm.bases import titled
 from benchmarks.llm.commonsense import FOLDERS
 from benchmarks.llm.settings import Settings
 
@@ -17,6 +19,7 @@ BARE = "bare"
 AVERAGE = "commonsense_avg"
 PUBLISHED_PAIR = "llama-3.2-1b->llama-3.2-1b-instruct"
 PAPER_PAIR = ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct")
+RECIPES = {"gsm8k": "math", "humaneval": "code", "mbpp": "code"}  # what Table 6 trains on for its other tasks
 ADAPTATION = {"lora": "param", "input": "input", "output": "output"}  # ours -> the paper's word
 SUITES = {
     "paper": "the paper's evaluation (generation, answer extraction)",
@@ -38,7 +41,7 @@ Key = tuple[str, str, str, str, str]  # suite, recipe or "", base, adapter, task
 
 def tables(settings: Settings, records: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Per suite: all scores, the differences to the plain copy, and for the paper's pair the published numbers."""
-    scores = gather(records, settings.source)
+    scores = gather(records, _titles(settings)[0])
     found = []
     for suite, title in SUITES.items():
         own = {key: value for key, value in scores.items() if key[0] == suite}
@@ -51,17 +54,28 @@ def tables(settings: Settings, records: Sequence[Mapping[str, Any]]) -> list[Tab
                 _beside_copy(f"{recipe}: {title}, difference to the plain copy of the LoRA", shown, tasks, settings)
             )
     if (settings.source, *settings.targets) == PAPER_PAIR:
-        found += _table_6(scores)
-    return [*found, _learning_rates(records)]
+        found += _table_6(scores, settings)
+    return [*found, _learning_rates(records, settings)]
+
+
+def _titles(settings: Settings) -> list[str]:
+    """The bases as the tables call them, the source first."""
+    names, revisions = (settings.source, *settings.targets), (settings.source_revision, *settings.revisions())
+    return [titled(name, revision) for name, revision in zip(names, revisions, strict=True)]
+
+
+def _title(base: Mapping[str, Any]) -> str:
+    return titled(base["name"], base["revision"])
 
 
 def gather(records: Iterable[Mapping[str, Any]], source: str) -> dict[Key, Scores]:
     """Scores by suite, recipe, base, adapter and task. A recipe's bare rows have no recipe: they are everybody's."""
     found: dict[Key, Scores] = {}
     for record in records:
-        if record["kind"] != "evaluation":
+        if record["kind"] not in ("evaluation", "scoring"):
             continue
         settings, result = record["settings"], record["result"]
+        settings = settings.get("written", settings)  # code is written in one cell and run in another
         training, target = settings["training"], settings["target"]
         primary = [row["value"] for row in result["rows"] if row["primary"]]
         if not primary:  # code that was written and not run
@@ -69,9 +83,9 @@ def gather(records: Iterable[Mapping[str, Any]], source: str) -> dict[Key, Score
         made = (training or {}).get("seed"), (target["made"] or {}).get("seed")
         seed: Seed = next((each for each in made if each is not None), None)
         recipe, adapter = ("", BARE) if training is None else (training["recipe"], training["mode"])
-        if training is not None and training["base_model"]["name"] != source:
+        if training is not None and _title(training["base_model"]) != source:
             adapter = f"{adapter}, retrained"
-        key = (settings["suite"], recipe, target["name"], adapter, settings["task"])
+        key = (settings["suite"], recipe, _title(target), adapter, settings["task"])
         scores = found.setdefault(key, Scores())
         scores.by_seed[seed] = 100 * primary[0]
         scores.by_question |= {(seed, index): 100 * right for index, right in enumerate(result.get("right", []))}
@@ -100,7 +114,7 @@ def _all_scores(title: str, scores: Mapping[Key, Scores], tasks: Sequence[str], 
     for base, adapter in _lines(scores, settings):
         cells = [_find(scores, base, adapter, task) for task in tasks]
         texts = [_spread(cell).text() if cell else "" for cell in cells]
-        rows.append([base, _named(adapter, base, settings.source), *texts])
+        rows.append([base, _named(adapter, base, _titles(settings)[0]), *texts])
     counts = {len(value.by_seed) for value in scores.values()}
     seeds = f"{max(counts)} seeds" if max(counts) > 1 else "one seed"
     return Table(
@@ -117,7 +131,8 @@ def _beside_copy(title: str, scores: Mapping[Key, Scores], tasks: Sequence[str],
         texts = []
         for task in tasks:
             ours, copy = _find(scores, base, adapter, task), _find(scores, base, "lora", task)
-            difference = paired(_questions(ours, copy), copy.by_question) if ours and copy else None
+            both = (_questions(ours, copy), copy.by_question) if ours and copy else None
+            difference = paired(*both, group=itemgetter(1)) if both else None
             texts.append(difference.text() if difference else "")
         if adapter != "lora" and any(texts):
             rows.append([base, adapter, *texts])
@@ -126,7 +141,7 @@ def _beside_copy(title: str, scores: Mapping[Key, Scores], tasks: Sequence[str],
         ["model", "adapter", *tasks],
         rows,
         [
-            "Points, with a 95 % bootstrap interval over all pairs of one seed and one question. It says how sure the "
+            "Points, with a 95 % bootstrap interval over the questions, each with all its seeds. It says how sure the "
             "difference is for these trainings; how much trainings differ is the ± of the table above.",
         ],
     )
@@ -140,24 +155,30 @@ def _questions(scores: Scores, like: Scores) -> dict[tuple[Seed, int], float]:
     return {(seed, index): value for (_, index), value in scores.by_question.items() for seed in seeds}
 
 
-def _table_6(scores: Mapping[Key, Scores]) -> list[Table]:
+def _table_6(scores: Mapping[Key, Scores], settings: Settings) -> list[Table]:
     """Published, ours, difference; and the rows that the paper leaves out, the bare models."""
-    rows = [row for record in published("6") if (row := _side_by_side(record, scores))]
-    source, target = PAPER_PAIR
-    for base, side in ((source, "source"), (target, "target")):
+    source, target = _titles(settings)
+    sides = {"source": source, "target": target}
+    rows = [row for record in published("6") if (row := _side_by_side(record, scores, sides[record.side]))]
+    for side, base in sides.items():
         for task in dict.fromkeys(key[4] for key in scores if key[0] == "paper"):
             if found := _find(scores, base, BARE, task, suite="paper"):
                 rows.append([side, BARE, task, "", _spread(found).text(), ""])
-    note = "Published numbers are single runs; rank and learning rate of the paper's runs on this model are not stated."
+    notes = [
+        "Published numbers are single runs; rank and learning rate of the paper's runs on this model are not stated."
+    ]
+    if settings.limit is not None:
+        notes.append(f"Ours: of the first {settings.limit} questions of each task alone.")
+    if short := [name for name, task in settings.tasks.items() if task.schedule.max_steps > 0]:
+        notes.append(f"Ours: {', '.join(short)} trained for a number of steps in the place of the recipe's epochs.")
     columns = ["side", "adapter", "task", "published", "ours", "difference"]
-    return [Table("Table 6 of Revisit Model Adaptation, side by side", columns, rows, [note])] if rows else []
+    return [Table("Table 6 of Revisit Model Adaptation, side by side", columns, rows, notes)] if rows else []
 
 
-def _side_by_side(record: Published, scores: Mapping[Key, Scores]) -> list[str] | None:
-    base = PAPER_PAIR[record.side == "target"]
+def _side_by_side(record: Published, scores: Mapping[Key, Scores], base: str) -> list[str] | None:
     adapter = {theirs: ours for ours, theirs in ADAPTATION.items()}[record.adaptation]
     task = record.metric.removeprefix("acc_pct/")
-    ours = _find(scores, base, adapter, task, suite="paper")
+    ours = scores.get(("paper", RECIPES.get(task, "commonsense"), base, adapter, task))
     if record.value is None:
         return None
     if ours is None:
@@ -166,12 +187,13 @@ def _side_by_side(record: Published, scores: Mapping[Key, Scores]) -> list[str] 
     return [record.side, adapter, task, f"{record.value:.2f}", mean.text(), f"{mean.mean - record.value:+.2f}"]
 
 
-def _learning_rates(records: Iterable[Mapping[str, Any]]) -> Table:
+def _learning_rates(records: Iterable[Mapping[str, Any]], settings: Settings) -> Table:
     rows = []
     trainings = [record for record in records if record["kind"] == "training"]
+    edges = [*dict.fromkeys(_at_an_edge(record["settings"], settings) for record in trainings)]
     for record in sorted(trainings, key=lambda record: _order(record["settings"])):
         each = record["settings"]
-        where = [each["recipe"], each["base_model"]["name"], each["mode"], str(each["seed"])]
+        where = [each["recipe"], _title(each["base_model"]), each["mode"], str(each["seed"])]
         numbers = [
             f"{each['learning_rate']:g}",
             f"{record['result']['validation_loss']:.4f}",
@@ -183,7 +205,16 @@ def _learning_rates(records: Iterable[Mapping[str, Any]]) -> Table:
         "All trainings. Each mode's learning rate is the one with the lowest validation loss on the source with the first "
         "seed; the other seeds and the models that it is trained on again take it over."
     )
-    return Table("Trainings and learning rates", columns, rows, [note])
+    edge = f"Chosen at an edge of the grid, so a better one may lie beyond: {'; '.join(filter(None, edges))}."
+    return Table("Trainings and learning rates", columns, rows, [note, *([edge] if any(edges) else [])])
+
+
+def _at_an_edge(training: Mapping[str, Any], settings: Settings) -> str:
+    """In words, if the rate was chosen (only then another seed has it) and is the smallest or largest of several; or ""."""
+    grid = settings.tasks[training["recipe"]].learning_rates
+    rate, chosen = training["learning_rate"], training["seed"] != settings.seeds[0]
+    outermost = len(grid) > 1 and rate in (min(grid), max(grid))
+    return f"{training['recipe']}, {training['mode']} at {rate:g}" if chosen and outermost else ""
 
 
 def _order(settings: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -192,7 +223,7 @@ def _order(settings: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _lines(scores: Mapping[Key, Scores], settings: Settings) -> list[tuple[str, str]]:
     """The rows: source first, bare first, in the order of the settings."""
-    bases = [settings.source, *settings.targets]
+    bases = _titles(settings)
     adapters = [BARE, *settings.modes, *(f"{mode}, retrained" for mode in settings.retrain)]
     return [
         (base, adapter) for base in bases for adapter in adapters if any(key[2:4] == (base, adapter) for key in scores)

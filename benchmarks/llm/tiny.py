@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SOURCE = "source"
 LINES_SEED, TEST_SEED = 2000, 5000
 TASKS = {"sort_descending": "D", "pretrained": "CRSHWMPL"}  # evaluation -> the keywords of its lines
-CHOICES = 4
+CHOICES, TRIES = 4, 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +120,19 @@ def questions(task: str, count: int) -> list[dict[str, Any]]:
     pick = random.Random(TEST_SEED)
     found = []
     for question, answer in lines(TASKS[task], count, TEST_SEED):
-        wrong: set[str] = set()
-        while len(wrong) < CHOICES - 1:
-            candidate = "".join(pick.choices("0123456789", k=len(answer)))
-            wrong |= {candidate} - {answer}
-        choices = sorted(wrong | {answer}, key=lambda _: pick.random())
+        choices = [answer, *_wrong(answer, pick)]
+        pick.shuffle(choices)
         found.append({"question": question, "answer": answer, "choices": choices, "label": choices.index(answer)})
+    return found
+
+
+def _wrong(answer: str, pick: random.Random) -> list[str]:
+    """The answer's digits in other orders: chance digits would give themselves away. Where there are too few, chance digits too."""
+    found: list[str] = []
+    attempt = 0
+    while len(found) < CHOICES - 1:
+        digits = pick.sample(answer, len(answer)) if attempt < TRIES else pick.choices("0123456789", k=len(answer))
+        if (candidate := "".join(digits)) not in (answer, *found):
+            found.append(candidate)
+        attempt += 1
     return found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.frame.cell import HOW, Cell, Estimate, Result, how
@@ -32,7 +34,7 @@ class Training(Cell):
     learning_rate: float
     seed: int
     examples: int = 0  # how many a generated recipe makes
-    data: Data = field(default_factory=Data, metadata=HOW)
+    data: Data = field(default_factory=Data)
     machine: Machine = field(default_factory=Machine, metadata=HOW)
     hours: float = how(0.0)
 
@@ -86,6 +88,7 @@ class Training(Cell):
                 "or take mixed_precision bf16 in the place of fp16."
             )
         if worker.is_main:
+            _keep_logs(worker.out / "trainer", worker.out / "trackers")
             shutil.rmtree(worker.out / "trainer", ignore_errors=True)
             xadapt.save(trainer.accelerator.unwrap_model(trainer.model), worker.out / "adapter")
         result: Result = {
@@ -138,11 +141,19 @@ class Training(Cell):
             ddp_find_unused_parameters=False if machine.training_processes > 1 else None,
             dataloader_pin_memory=torch.cuda.is_available(),
             report_to=list(machine.trackers) or "none",
+            run_name=self.name,
             logging_strategy="steps" if machine.trackers else "no",
+            logging_steps=10,
             disable_tqdm=worker.quiet,
             seed=self.seed,
             data_seed=self.seed,
         )
+
+
+def _keep_logs(trainer: Path, kept: Path) -> None:
+    """What tensorboard has written goes on with the adapter; the rest of Trainer's folder goes."""
+    if (trainer / "runs").is_dir():
+        os.replace(trainer / "runs", kept)
 
 
 def adapter_config(mode: Mode, adapter: Adapter) -> PeftConfig:

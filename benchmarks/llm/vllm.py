@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from benchmarks.frame.worker import Worker
     from benchmarks.llm.evaluation import Evaluation
 
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as max_lora_rank."""
+
 
 @contextmanager
 def language_model(cell: Evaluation, worker: Worker) -> Iterator[Any]:
@@ -22,9 +25,10 @@ def language_model(cell: Evaluation, worker: Worker) -> Iterator[Any]:
     except ModuleNotFoundError:
         raise ValueError("the backend vllm needs vLLM: pip install vllm, or take --machine.backend hf.") from None
     with TemporaryDirectory() as folder:
-        where = cell.target.where(worker)
+        where, revision = cell.target.where(worker), cell.target.revision
         lora = exported(cell, worker, Path(folder)) if cell.training else {}
-        yield VLLM(pretrained=where, dtype=cell.dtype, batch_size="auto", **lora)
+        named = {"revision": revision, "tokenizer_revision": revision}
+        yield VLLM(pretrained=where, dtype=cell.dtype, batch_size="auto", **named, **lora)
 
 
 def exported(cell: Evaluation, worker: Worker, folder: Path) -> dict[str, Any]:
@@ -37,5 +41,12 @@ def exported(cell: Evaluation, worker: Worker, folder: Path) -> dict[str, Any]:
 
     assert cell.training is not None
     out = folder / "lora"
-    xadapt.export_lora(worker.artifacts(cell.training) / "adapter", cell.target.where(worker), out)
-    return {"lora_local_path": str(out), "enable_lora": True, "max_lora_rank": max(8, cell.training.adapter.rank)}
+    base = xadapt.open_base(cell.target.where(worker), revision=cell.target.revision)
+    xadapt.export_lora(worker.artifacts(cell.training) / "adapter", base, out)
+    rank = cell.training.adapter.rank
+    if rank > RANKS[-1]:
+        raise ValueError(
+            f"vLLM holds LoRAs up to rank {RANKS[-1]}, and this one has {rank}; take --machine.backend hf."
+        )
+    at_most = next(allowed for allowed in RANKS if allowed >= rank)
+    return {"lora_local_path": str(out), "enable_lora": True, "max_lora_rank": at_most}
