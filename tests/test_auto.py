@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from benchmarks.tiny.siblings import rot
 from tests.conftest import make_llama
 from tests.test_every_method import assert_same, randomise
+from tests.test_registry import write_distribution
 from tests.weight_models import lora_on, updates_on
 from xadapt.base import open_base
 from xadapt.contract import Adapter, Carried, Learner, Transfer
@@ -212,3 +213,24 @@ def test_unknown_candidates_are_named() -> None:
         AUTO.build(candidates="copi").transfer(adapter, bases)
     with pytest.raises(ValueError, match=r"None of the candidates input_ada reads adapters of kind 'lora'"):
         AUTO.build(candidates="input_ada").fit(adapter, bases, some_batches())
+
+
+BROKEN = """
+from xadapt.contract import Method
+from xadapt_weight import COPY
+
+class Breaks:
+    def transfer(self, adapter, bases):
+        raise KeyError("q_proj")
+
+METHOD = Method(name="breaks", summary="", paper="", reads=(COPY.writes,), writes=COPY.writes, build=Breaks)
+"""
+
+
+def test_a_candidate_that_breaks_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write_distribution(tmp_path, "plugin-that-breaks", "breaks", BROKEN)
+    with pytest.warns(UserWarning, match=r"auto goes on without breaks, which failed with KeyError: 'q_proj'"):
+        carried = decide(lora_on(make_llama(), ["q_proj"]), make_llama(), candidates="copy, breaks")
+    assert "chosen" in carried.considered["copy"]
+    assert carried.considered["breaks"] == {"cannot": "KeyError: 'q_proj'"}

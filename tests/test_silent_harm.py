@@ -214,7 +214,7 @@ class TestVerify:
         assert [note.partition(" was made")[0] for note in swapped] == ["The adapter", "The transferred adapter"]
 
     def test_a_change_within_rounding_is_none(self) -> None:
-        sums = LogProbs(rows=1, source_norm=1e-12, target_norm=1e-12, source_kl=-1e-9, changed=1e-7, agreed_before=1e-7)
+        sums = LogProbs(rows=1, source_norm=1e-12, target_norm=1e-12, source_kl=-1e-9, to_change=1e-14)
         with pytest.raises(ValueError, match="the adapter changes nothing on its own source"):
             sums.result()
 

@@ -40,7 +40,6 @@ class DenoiserWorld:
         made_with = {key: value for key, value in asdict(settings).items() if key not in _LATER}
         self.shelf = Shelf(folder / f"denoiser-seed{seed}", made_with)
         self.table = word_table(settings.tiny.width, seed)
-        self.labels = torch.arange(10).repeat(settings.tiny.images_per_digit)
         # A world lives as long as its run, and so may what it has made.
         self.source = cache(self._source)
         self.sibling = cache(self._sibling)
@@ -111,12 +110,15 @@ class DenoiserWorld:
         return {"hidden_states": noisy, "encoder_hidden_states": self.table[asked], "timestep": 1000 * time}
 
     def score(self, model: nn.Module, sibling: str, task: str) -> float:
-        drawn = sampled(sibling, model, self.settings)
-        images = drawn.generate(model, self.table, prompts(self.labels, TASKS[task].words), self.seed + 6000)
-        return judge(task).accuracy(images, self.labels)
+        return self._score(model, sibling, task, self.settings.images_per_digit)
 
     def kept(self, model: nn.Module, sibling: str) -> float:
-        return self.score(model, sibling, "old")
+        return self._score(model, sibling, "old", self.settings.tiny.images_per_digit)
+
+    def _score(self, model: nn.Module, sibling: str, task: str, images_per_digit: int) -> float:
+        drawn, labels = sampled(sibling, model, self.settings), torch.arange(10).repeat(images_per_digit)
+        images = drawn.generate(model, self.table, prompts(labels, TASKS[task].words), self.seed + 6000)
+        return judge(task).accuracy(images, labels)
 
     def _train(self, base: nn.Module, task: str, space: str) -> PeftModel:
         settings, wanted = self.settings.tiny, TASKS[task]
@@ -141,6 +143,7 @@ _LATER = (
     "siblings",
     "tasks",
     "spaces",
+    "images_per_digit",
     "calibration_batches",
     "distil_batches",
     "distil",

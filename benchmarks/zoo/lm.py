@@ -42,7 +42,7 @@ class LmWorld:
         self.shelf = Shelf(folder / f"lm-seed{seed}", made_with)
         self.tuning_shelf = Shelf(folder / "lm-tuning", made_with)
         self.test = {
-            task: new_lines(task, settings.score_lines, _generator(seed + 5000), scored=True) for task in self.tasks
+            task: new_lines(task, settings.test_lines, _generator(seed + 5000), scored=True) for task in self.tasks
         }
         self.old = old_lines(settings.old_lines, _generator(seed + 4000))
         # A world lives as long as its run, and so may what it has made.
@@ -171,7 +171,7 @@ class LmWorld:
 
 
 _RATES = "learning-rates"
-_LATER = ("siblings", "old_lines", "calibration_lines", "distil_lines", "distil", "trust_lines")
+_LATER = ("siblings", "test_lines", "old_lines", "calibration_lines", "distil_lines", "distil", "trust_lines")
 """Settings that change nothing that is trained."""
 
 

@@ -15,10 +15,10 @@ def notes(results: Results) -> list[str]:
         "sibling of one seed.",
         f"Language model: {lm['tiny']['layers']} layers of {lm['tiny']['hidden']} features, adapters on "
         f"{', '.join(lm['target_modules'])} at rank {lm['rank']}, {lm['adapt_steps']} steps; learning rates chosen by the loss on a "
-        f"source of a seed of its own, out of {', '.join(f'{rate:g}' for rate in lm['learning_rate_grid'])}. Scored on {lm['score_lines']} "
+        f"source of a seed of its own, out of {', '.join(f'{rate:g}' for rate in lm['learning_rate_grid'])}. Scored on {lm['test_lines']} "
         f"lines of numbers that neither training nor calibration draws from.{_rates(results)}",
         f"Denoiser: the one of benchmarks/tiny with its learning rates, adapters on the cross-attention's k and v at rank "
-        f"{denoiser['tiny']['rank']}, {denoiser['tiny']['adapt_steps']} steps.",
+        f"{denoiser['tiny']['rank']}, {denoiser['tiny']['adapt_steps']} steps. Scored on {10 * denoiser['images_per_digit']} digits.",
         f"Methods that look at data get {lm['calibration_lines']} lines of the old tasks and as many of the new one, these with the adapted "
         "source's own answers in the place of labels; denoisers get noisy images of the old styles, asked for by old words or the new "
         "name. Methods that train get the task's inputs alone, and more of them. Another draw of such inputs is what verify's score is measured on.",

@@ -53,7 +53,7 @@ def by_check(example: Example, thresholds: Thresholds) -> str:
 class Limits:
     """The numbers that the method auto turns on, with its defaults."""
 
-    margin: float = 0.02
+    margin: float = 0.01
     gain: float = 0.05
     blend: float = 0.0
     """How much the share of places in which both adapted models would say the same counts beside verify's score; auto has 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +58,7 @@ def known(names: Iterable[str], adapter: Adapter) -> list[str]:
 def attempt(
     name: str, adapter: Adapter, bases: Siblings, batches: list[Any] | None, options: Mapping[str, Any] | None = None
 ) -> Candidate | str:
-    """What a method makes of the adapter, or why it cannot."""
+    """What a method makes of the adapter, or why it cannot. One that breaks, as a plug-in may, does not take the others with it."""
     step = registry.get(name).build(**options or {})
     try:
         if isinstance(step, Learner) and not isinstance(step, Transfer):
@@ -68,6 +69,10 @@ def attempt(
         return _candidate(name, step.transfer(adapter, bases), adapter, bases)
     except ValueError as error:
         return str(error)
+    except Exception as error:  # no refusal but a defect, or memory that ran out
+        why = f"{type(error).__name__}: {error}"
+        warnings.warn(f"auto goes on without {name}, which failed with {why}", stacklevel=2)
+        return why
 
 
 def mixture(name: str, choice: Mapping[str, Candidate], adapter: Adapter, bases: Siblings) -> Candidate:

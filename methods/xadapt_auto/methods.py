@@ -24,7 +24,7 @@ class Auto:
     candidates: str = ""
     """The methods to choose from, "copy, aligned"; all that are installed, read adapters of this kind and do not train by default."""
 
-    margin: float = 0.02
+    margin: float = 0.01
     """By how much another method must beat the adapter as it is. Ties are noise, and what is unchanged is better understood."""
 
     gain: float = 0.05

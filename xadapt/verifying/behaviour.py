@@ -11,9 +11,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-CHOICES = 0.75
-"""How much first choices count in the score of language models."""
-
 
 @dataclass(frozen=True)
 class Agreement:
@@ -36,11 +33,12 @@ class Agreement:
 class LogProbs:
     """Sums over the rows of language models.
 
-    With p what the adapted source says next, p₀ what the bare source and q what another model says, TV the total variation and w =
-    TV(p₀, p), two averages over rows look where the adapter changes something, and there at what comes out:
-    A(q) = Σ w (1 − TV(p, q)) / Σ w, and the share C(q) of the weight in rows where p and q have the same first choice. Both are taken
-    from 0 for the bare source to 1, (A(q) − A(p₀)) / (1 − A(p₀)), not below 0, and the score is a quarter of the first and three
-    quarters of the second: what is generated hangs on first choices (benchmarks/zoo chose the mixture).
+    With p what the adapted source says next, p₀ what the bare source, q₀ the bare target and q the adapted target, TV the total
+    variation and w = TV(p₀, p), a row where the adapter changes all (w = 1) is to come out as p, and one where it changes nothing is
+    to be left as it is. Missed is Σ c w TV(p, q), and harm done Σ c (1 − w) (TV(p, q) − TV(p, q₀)), as far as that is above 0: an
+    end that is said too late spoils a line that was right so far. c, the largest of p, has rows count by how sure the adapted source
+    is: where any token would do, disagreement says little. The score is 1 − (missed + harm) / Σ c w², not below 0: 0 for the bare
+    source, 1 for q = p. benchmarks/zoo chose it among others.
     """
 
     rows: int = 0
@@ -49,11 +47,9 @@ class LogProbs:
     target_norm: float = 0.0
     source_kl: float = 0.0
     target_kl: float = 0.0
-    changed: float = 0.0
-    agreed: float = 0.0
-    agreed_before: float = 0.0
-    chosen: float = 0.0
-    chosen_before: float = 0.0
+    to_change: float = 0.0
+    missed: float = 0.0
+    harm: float = 0.0
 
     def add(self, source: Tensor, adapted: Tensor, target: Tensor, carried: Tensor) -> None:
         """Log-probabilities (rows, vocabulary) of the bare and the adapted source, the bare and the adapted target.
@@ -70,23 +66,18 @@ class LogProbs:
         self.target_norm += float((weight * there.square()).sum())
         self.source_kl += float((adapted.exp() * here).sum())
         self.target_kl += float((carried.exp() * there).sum())
-        moved = _variation(source, adapted)
-        self.changed += float(moved.sum())
-        self.agreed += float((moved * (1 - _variation(adapted, carried))).sum())
-        self.agreed_before += float((moved * (1 - moved)).sum())
-        first = adapted.argmax(-1)
-        self.chosen += float(moved[first == carried.argmax(-1)].sum())
-        self.chosen_before += float(moved[first == source.argmax(-1)].sum())
+        changed, apart, sure = _variation(source, adapted), _variation(adapted, carried), adapted.amax(-1).exp()
+        self.to_change += float((sure * changed.square()).sum())
+        self.missed += float((sure * changed * apart).sum())
+        self.harm += float((sure * (1 - changed) * (apart - _variation(adapted, target)).clamp(min=0)).sum())
 
     def result(self) -> Agreement:
         """ValueError where the adapter changes nothing on the source: there is nothing to compare with."""
         # A divergence that is not above 0 is that of rounding: there is no change to speak of.
-        _check_change(self.rows, min(self.source_norm, self.source_kl, self.changed - self.agreed_before))
+        _check_change(self.rows, min(self.source_norm, self.source_kl, self.to_change))
         direction = self.dot / (self.source_norm * self.target_norm) ** 0.5 if self.target_norm > 0 else 0.0
-        probabilities = _gained(self.agreed, self.agreed_before, self.changed)
-        choices = _gained(self.chosen, self.chosen_before, self.changed)
-        score = probabilities if choices is None else (1 - CHOICES) * (probabilities or 0.0) + CHOICES * choices
-        return Agreement(direction, max(0.0, self.target_kl) / self.source_kl, score or 0.0, self.rows)
+        score = max(0.0, 1 - (self.missed + self.harm) / self.to_change)
+        return Agreement(direction, max(0.0, self.target_kl) / self.source_kl, score, self.rows)
 
 
 @dataclass
@@ -157,11 +148,6 @@ def log_probabilities(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 Sums = LogProbs | Predictions
 NewSums = Callable[[], Sums]
-
-
-def _gained(agreed: float, before: float, whole: float) -> float | None:
-    """From 0 at `before` to 1 at `whole`; None where there was nothing to gain."""
-    return max(0.0, (agreed - before) / (whole - before)) if whole - before > 1e-9 * whole else None
 
 
 def _variation(one: Tensor, other: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from xadapt.data.opening import open_data
 from xadapt.data.tokenizing import tokenizer_of
 from xadapt.evaluating import in_eval_mode
 from xadapt.kinds import PeftKind
-from xadapt.opening import open_for
+from xadapt.opening import check_choices, open_for
 from xadapt.origin import match_base
 from xadapt.progress import showing
 from xadapt.siblings import Pair
@@ -72,6 +72,11 @@ def verify(
         ValueError: something given cannot be used, the adapter does nothing on its own source, or the models' outputs cannot be
             compared.
     """
+    check_choices(component, variant, [adapter, transferred], [source, target])
+    if task_limit is not None and not tasks:
+        raise ValueError(
+            f"task_limit={task_limit} is of lm-eval's tasks, and none was given: pass tasks=[…], or leave it out."
+        )
     here, there = (open_for(base, component, allow_pickle, variant) for base in (source, target))
     bases = Pair(here, there)
     if bases.source is bases.target or _one_model(bases):
