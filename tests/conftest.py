@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +16,11 @@ from torch import nn
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
     from transformers import GPT2LMHeadModel, LlamaForCausalLM
+
+# One thread, here and in the processes that tests start: models this small gain nothing from a second one, the tests run in
+# two processes, and sums are made in the same order on every machine.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 def make_llama(seed: int = 0, hidden_size: int = 32, layers: int = 2) -> LlamaForCausalLM:
@@ -66,6 +71,15 @@ def make_unet(seed: int = 0) -> UNet2DConditionModel:
 def _ctrl_c_interrupts() -> None:
     """Some tests press Ctrl-C, which a shell's background jobs are born to ignore."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For what works on as many layers at once as torch has threads."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -139,3 +139,19 @@ def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor], toleranc
     for path, delta in one.items():
         error = (delta.double() - other[path].double()).norm() / other[path].double().norm()
         assert error <= tolerance, f"{path}: {error}"
+
+
+COMPONENTS = {
+    "sd15": ("unet", "text_encoder"),
+    "sdxl": ("unet", "text_encoder", "text_encoder_2"),
+    "sd3": ("transformer", "text_encoder", "text_encoder_2"),
+    "flux": ("transformer", "text_encoder"),
+}
+CLIP_LAYERS = r".*(_proj|fc1)"  # text_projection among them
+
+
+def loras_for(pipeline: Any, family: str) -> dict[str, PlainLora]:
+    return {
+        component: random_lora(getattr(pipeline, component), CLIP_LAYERS if "text" in component else ".*")
+        for component in COMPONENTS[family]
+    }

@@ -1,15 +1,13 @@
-"""Training A4A through accelerate: what is resumed, what is counted once whoever computes it, what is left behind."""
+"""Training A4A through accelerate: what is counted once whoever computes it, its options, what is left behind."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,195 +16,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
+from tests.a4a_learning import batches, learn, learn_images, same, weights
 from tests.a4a_models import batch_for, ip_adapter, pixart_like, sdxl_like
-from tests.a4a_pipes import make_target, write_image_encoder, write_images, write_pipeline
-from xadapt.base import LiveBase
-from xadapt.siblings import Pair
-from xadapt_a4a import A4AModel, TrainA4A
-from xadapt_a4a.checkpoints import CheckpointFolder
+from tests.a4a_pipes import write_image_encoder, write_images, write_pipeline
+from xadapt_a4a import A4AModel
 from xadapt_a4a.draws import drawn, sample_generators
-from xadapt_a4a.fitting import LearnedA4A
 from xadapt_a4a.objective import objective_of
 from xadapt_a4a.run import Progress
 from xadapt_a4a.stream import ReadyBatches
 from xadapt_a4a.training import training_step
-
-QUICK: dict[str, Any] = {"steps": 6, "depth": 1, "lr1": 1e-3, "lr2": 1e-3, "lr3": 1e-3}
-
-
-def batches(number: int = 4, size: int = 4) -> list[dict[str, Any]]:
-    return [batch_for(pixart_like(), size, seed) for seed in range(number)]
-
-
-def learn(
-    data: Any = None, target: nn.Module | None = None, given: dict[str, Any] | None = None, **options: Any
-) -> Any:
-    target = target or pixart_like()
-    data = batches() if data is None else data
-    return TrainA4A(**{**QUICK, **options}).fit(ip_adapter(), Pair(None, LiveBase(target)), data, **(given or {}))
-
-
-def weights(learned: LearnedA4A) -> dict[str, Tensor]:
-    return learned.model.state_dict()
-
-
-def same(one: LearnedA4A, other: LearnedA4A) -> bool:
-    return one.losses == other.losses and all(
-        torch.equal(weights(one)[name], weights(other)[name]) for name in weights(one)
-    )
-
-
-def learn_images(folder: Path, **options: Any) -> Any:
-    chosen = TrainA4A(
-        **{**QUICK, "steps": 2, "batch_size": 2, "text_drop": 0.3},
-        **{"pipeline": str(folder / "pipeline"), "image_encoder": str(folder / "encoder")},
-        **options,
-    )
-    bases = Pair(None, LiveBase(make_target("sd15")))
-    return chosen.fit(ip_adapter(), bases, chosen.batches(folder / "images", bases))
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_at(step: int) -> Any:
-    def observer(progress: Progress) -> None:
-        if progress.step == step:
-            raise Stop
-
-    return {"observer": observer}
-
-
-class TestResume:
-    @pytest.mark.parametrize(
-        "options",
-        [{}, {"ema": 0.9, "accumulate": 2}, {"mixed_precision": "bf16", "max_grad_norm": 0.5, "train_pta": False}],
-    )
-    def test_to_the_bit_as_if_it_had_never_stopped(self, tmp_path: Path, options: dict[str, Any]) -> None:
-        whole = learn(**options)
-        folder = {"checkpoints": str(tmp_path / "run"), "checkpoint_every": 2}
-        with pytest.raises(Stop):
-            learn(given=stop_at(5), **folder, **options)
-        torch.manual_seed(99)  # whatever else has been drawn in between
-        resumed = learn(**folder, **options)
-        assert same(whole, resumed)
-        assert same(whole, learn(**folder, **options))  # finished already: nothing is trained again
-        assert [path.name for path in sorted((tmp_path / "run").iterdir())] == [
-            "checkpoint-00000004",
-            "checkpoint-00000006",
-        ]
-
-    def test_a_shuffling_loader_goes_on_where_it_was(self, tmp_path: Path) -> None:
-        def loader() -> Any:
-            return DataLoader(batches(5), batch_size=None, shuffle=True)
-
-        whole = learn(loader(), steps=8)
-        folder = {"checkpoints": str(tmp_path), "checkpoint_every": 3}
-        with pytest.raises(Stop):
-            learn(loader(), given=stop_at(7), steps=8, **folder)
-        torch.manual_seed(5)
-        assert learn(loader(), steps=8, **folder).losses == whole.losses
-
-    def test_other_settings_are_refused_by_name(self, tmp_path: Path) -> None:
-        folder = {"checkpoints": str(tmp_path), "checkpoint_every": 1, "steps": 1}
-        learn(**folder)
-        with pytest.raises(ValueError, match=r"lr1 was 0\.001 and is 0\.01; seed was 0 and is 1"):
-            learn(**{**folder, "lr1": 1e-2, "seed": 1})
-        with pytest.raises(ValueError, match="batches_per_step was 1 and is 2"):
-            learn(**{**folder, "accumulate": 2})
-        with pytest.raises(ValueError, match="target_fingerprint was"):
-            learn(target=pixart_like(seed=1), **folder)
-        with pytest.raises(ValueError, match="mixed_precision was 'no' and is 'bf16'"):
-            learn(**{**folder, "mixed_precision": "bf16"})
-        longer = learn(**{**folder, "steps": 2, "checkpoint_every": 5, "checkpointing": True})
-        assert len(longer.losses) == 2
-        with pytest.raises(ValueError, match="is at step 2, beyond steps=1"):
-            learn(**folder)
-
-    def test_other_data_is_refused(self, tmp_path: Path) -> None:
-        folder = {"checkpoints": str(tmp_path), "checkpoint_every": 2, "steps": 2}
-        learn(**folder)
-        with pytest.raises(ValueError, match="The data is not what it was: the batch of step 2"):
-            learn(batches()[::-1], **{**folder, "steps": 4})
-
-    def test_a_crash_in_mid_checkpoint_loses_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        whole = learn()
-        folder = {"checkpoints": str(tmp_path), "checkpoint_every": 2}
-        replace = os.replace
-
-        def no_space(source: Any, place: Any) -> None:
-            if "00000004" in str(place):
-                raise OSError(28, "No space left on device")
-            replace(source, place)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", no_space)
-            with pytest.raises(OSError, match="No space left"):
-                learn(**folder)
-        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-00000002"]
-        half = tmp_path / ".checkpoint-00000004.x"  # what a killed process leaves
-        half.mkdir()
-        (half / "training.json").write_text("{")
-        assert same(whole, learn(**folder))
-        assert not half.exists()
-
-    def test_a_killed_process_goes_on(self, tmp_path: Path) -> None:
-        code = f"""
-            import os, signal
-            import xadapt_a4a.checkpoints as checkpoints
-            from tests.test_a4a_trainer import learn
-
-            write = checkpoints.write_state
-            def killed(folder, state, optimizer):
-                if state.step == 4:
-                    (folder / "training.safetensors").write_bytes(b"half")
-                    os.kill(os.getpid(), signal.SIGKILL)
-                write(folder, state, optimizer)
-            import xadapt_a4a.trainer as trainer
-            trainer.write_state = killed
-            learn(checkpoints={str(tmp_path)!r}, checkpoint_every=2)
-        """
-        ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False, capture_output=True)
-        assert ran.returncode == -signal.SIGKILL, ran.stderr.decode()
-        assert len(list(tmp_path.glob(".checkpoint-00000004.*"))) == 1
-        assert same(learn(), learn(checkpoints=str(tmp_path), checkpoint_every=2))
-        assert not list(tmp_path.glob(".checkpoint*"))
-
-    @pytest.mark.parametrize("name", ["training.safetensors", "training.json", "diffusion_pytorch_model.safetensors"])
-    def test_damaged_checkpoints_are_named(self, tmp_path: Path, name: str) -> None:
-        folder = {"checkpoints": str(tmp_path), "checkpoint_every": 1, "steps": 2}
-        learn(**folder)
-        path = tmp_path / "checkpoint-00000002" / name
-        path.write_bytes(path.read_bytes()[:40])
-        with pytest.raises(ValueError, match=r"checkpoint-00000002.*(damaged|is not JSON)"):
-            learn(**folder)
-
-    def test_a_checkpoint_is_an_adapter(self, tmp_path: Path) -> None:
-        learned = learn(checkpoints=str(tmp_path), ema=0.5)
-        averaged = A4AModel.from_pretrained(tmp_path / "checkpoint-00000006" / "ema").state_dict()
-        raw = A4AModel.from_pretrained(tmp_path / "checkpoint-00000006").state_dict()
-        assert all(torch.equal(averaged[name], tensor) for name, tensor in weights(learned).items())
-        assert any(not torch.equal(raw[name], tensor) for name, tensor in weights(learned).items())
-
-    def test_where_checkpoints_cannot_lie(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("x")
-        with pytest.raises(ValueError, match="should name a folder"):
-            learn(checkpoints=str(tmp_path / "file"))
-        with pytest.raises(ValueError, match="keep_checkpoints=0"):
-            CheckpointFolder(tmp_path, keep=0)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As in processes that share the machine: sums are then made in the same order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class TestOnce:
@@ -244,7 +64,7 @@ class TestOnce:
         with pytest.raises(ValueError, match="3 generators for 2 samples"):
             noise(2, sample_generators(0, 0, 3))
 
-    def test_two_processes_are_one_with_twice_the_batches(self, tmp_path: Path, one_thread: None) -> None:
+    def test_two_processes_are_one_with_twice_the_batches(self, tmp_path: Path) -> None:
         alone = learn(accumulate=2, steps=3, ema=0.9)
         write_pipeline("sd15", tmp_path / "pipeline")
         write_image_encoder(tmp_path / "encoder")
@@ -257,7 +77,7 @@ class TestOnce:
             import json, torch
             from accelerate import PartialState
             from pathlib import Path
-            from tests.test_a4a_trainer import learn, learn_images
+            from tests.a4a_learning import learn, learn_images
 
             learned = learn(steps=3, ema=0.9, checkpoints={str(tmp_path / "run")!r}, checkpoint_every=2)
             state = PartialState()
@@ -280,7 +100,7 @@ class TestOnce:
             environment = {
                 **os.environ,
                 **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"},
             }
             run = [sys.executable, "-c", textwrap.dedent(code)]
             processes.append(subprocess.Popen(run, env=environment, stderr=subprocess.PIPE))

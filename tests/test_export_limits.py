@@ -21,6 +21,7 @@ from xadapt.export import ExportReport
 from xadapt.folding import Layer
 
 pytestmark = [
+    pytest.mark.usefixtures("two_threads"),
     # PEFT says of a constant beside a layer without bias that it could not be merged there; it is not.
     pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed but the targeted layer"),
     # PEFT 0.21.2 takes every lora_bias for a tensor that DeepSpeed has cut up.

@@ -129,7 +129,7 @@ for family, component, targets in (
     if family not in (
         "sd3",
         "flux",
-    ):  # kohya has no SD3, and FLUX only at its full width: tests/test_layouts_writing.py
+    ):  # kohya has no SD3, and FLUX only at its full width: tests/test_layouts_kohya.py
         CASES[f"{family} {component}, kohya"] = Case(family, "pipeline", adapter("input", targets), "kohya", component)
 
 

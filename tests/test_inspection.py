@@ -16,6 +16,7 @@ from torch import nn
 import xadapt
 from xadapt import FullAdaConfig, HybridAdaConfig, InputAdaConfig, OutputAdaConfig, feature_space
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 MakeBase = Callable[..., nn.Module]
 TARGETS = ["q_proj", "v_proj"]
 

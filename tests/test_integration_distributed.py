@@ -21,6 +21,7 @@ from torch import nn
 import xadapt
 from tests.conftest import make_llama
 from tests.language_models import CONFIGS, outputs
+from tests.verb_models import drifted, lora_folder
 
 STRATEGIES = ("ddp", "fsdp2", "fsdp2, each factor on its own")
 STEPS = 4
@@ -106,8 +107,17 @@ def train(strategy: str, name: str, folder: Path) -> None:
     accelerator.wait_for_everyone()
 
 
+def distil(folder: Path, out: Path, batches: list[dict[str, torch.Tensor]]) -> None:
+    """The verb, with a method that trains: each process calls it."""
+    adapter = lora_folder(folder / "lora")
+    xadapt.transfer(adapter, make_llama(), drifted(make_llama()), "distil", out=out, data=batches, steps=STEPS)
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # or accelerate would look for GPUs, and run each process by itself
+    distil(folder / os.environ["RANK"], folder / "distilled", [{"input_ids": rows} for rows in BATCH.split(1)])
+    del os.environ["ACCELERATE_USE_CPU"]
     for strategy in STRATEGIES:
         for name in CONFIGS:
             train(strategy, name, folder / strategy / name)
@@ -151,6 +161,15 @@ def test_like_one_process(strategy: str, name: str, trained: Path, tmp_path: Pat
     saved, expected = (load_file(f / "adapter_model.safetensors") for f in (folder, tmp_path))
     torch.testing.assert_close(saved, expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(outputs(xadapt.load(make_llama(), folder)), outputs(model), atol=1e-5, rtol=0.0)
+
+
+def test_a_transfer_that_trains(trained: Path, tmp_path: Path) -> None:
+    """Two processes with a row each are one with both: a row here, a row there, and the first of them writes."""
+    pairs = [{"input_ids": rows} for rows in BATCH.split(2)]
+    distil(tmp_path, tmp_path / "distilled", pairs)
+    (found, wanted) = (load_file(folder / "distilled" / "adapter_model.safetensors") for folder in (trained, tmp_path))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+    assert not [path.name for path in trained.iterdir() if path.name.startswith(".")]
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from xadapt import FullAdaConfig, HybridAdaConfig, InputAdaConfig, OutputAdaConf
 from xadapt.folding import Layer
 from xadapt.merge_files import WorkFolder
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 Logits = Callable[[nn.Module], Tensor]
 CONFIGS: dict[str, Callable[[], PeftConfig]] = {
     "lora": lambda: LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS, rank_pattern={"v_proj": 2}),

@@ -24,6 +24,7 @@ from tests.merge_models import TARGETS, files_in, index_of, make_adapter, make_c
 from xadapt import merge_files, merge_shard
 from xadapt.merge_files import WorkFolder
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 Setup = tuple[Path, Path, Path]  # base, adapter, out
 ENOSPC = OSError(errno.ENOSPC, "No space left on device")
 

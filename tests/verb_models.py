@@ -66,3 +66,18 @@ def input_folder(folder: Path) -> Path:
 
 def unet_lora_folder(folder: Path) -> Path:
     return lora_folder(folder, make_unet(), ("to_k", "to_v"))
+
+
+def write_pair(folder: Path) -> Path:
+    """`source`, `target` drifted from it, a `deeper` stranger; a `lora` and an `input` adapter of the source."""
+    source = make_llama()
+    source.save_pretrained(folder / "source")
+    drifted(source).save_pretrained(folder / "target")
+    make_llama(seed=9, layers=3).save_pretrained(folder / "deeper")
+    lora_folder(folder / "lora")
+    input_folder(folder / "input")
+    return folder
+
+
+def nothing_in(folder: Path) -> bool:
+    return not folder.exists() or not any(folder.iterdir())

@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Cell(ABC):
     def kind(self) -> str:
         return type(self).__name__.lower()
 
-    @property
+    @cached_property
     def name(self) -> str:
         return f"{self.kind}-{hashlib.sha256(canonical(self).encode()).hexdigest()[:16]}"
 
