@@ -22,7 +22,7 @@ from benchmarks.frame.advice import GATED, MEMORY, advice_for
 from benchmarks.frame.cell import Cell, canonical, levels, plain
 from benchmarks.frame.claims import Claim, Owner, claim
 from benchmarks.frame.engines import InProcess
-from benchmarks.frame.files import DiskFull
+from benchmarks.frame.files import DiskFull, is_disk_full
 from benchmarks.frame.progress import Board, duration
 from benchmarks.frame.store import Store
 from benchmarks.frame.sweep import Finished, changed_versions
@@ -159,7 +159,10 @@ class TestFailures:
         failure = store.failure(cell)
         assert failure is not None
         assert failure["advice"] == MEMORY
+        assert MEMORY in execute(cell, Worker(store)).message, "on the terminal as well"
         assert "micro_batch" in MEMORY
+        short = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 80000000000 bytes.")
+        assert advice_for(short) == MEMORY
 
     def test_a_gated_model_comes_with_what_to_accept(self) -> None:
         text = (
@@ -179,6 +182,12 @@ class TestFailures:
         assert run_all(store, [good], [later]) == {good.name: "kept", later.name: "done"}
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, a disk without room, is Linux's")
+    def test_a_disk_that_is_full_as_other_writers_say_it(self) -> None:
+        from safetensors import SafetensorError
+
+        assert is_disk_full(SafetensorError("I/O error: No space left on device (os error 28)"))
+        assert not is_disk_full(SafetensorError("I/O error: Is a directory (os error 21)"))
+
     def test_a_disk_that_is_full_while_writing(self, tmp_path: Path) -> None:
         path = tmp_path / "result.json"
         path.write_text("old")

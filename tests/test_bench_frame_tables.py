@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
+from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks import provenance
 from benchmarks.frame import driver as driver_module
 from benchmarks.frame.cell import Cell
+from benchmarks.frame.charts import dots, lines
 from benchmarks.frame.collect import mix_notes, parquet, rows
 from benchmarks.frame.driver import Driver, Run, main
 from benchmarks.frame.published import all_published, published
 from benchmarks.frame.settings import from_plain, override, preset_path, read_preset
 from benchmarks.frame.store import Store
-from benchmarks.frame.summary import paired, spread
+from benchmarks.frame.summary import Spread, paired, spread
 from benchmarks.frame.sweep import Finished
 from benchmarks.frame.tables import Table
+from benchmarks.frame.trackers import check_trackers
 from tests.bench_cells import Fails, Plus, Square
 
 
@@ -82,10 +86,18 @@ class TestSettings:
         assert settings == Settings(source="a", seeds=(0, 1), limit=5, inner=Inner(rank=2, dtype="bfloat16"))
         assert options["run"] == Run(engine="local", workers=3)
 
-    def test_an_unknown_flag_ends_it(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit):
-            override(Settings(source="a"), {"run": Run}, ["--sede", "1"], "x")
-        assert "sede" in capsys.readouterr().err
+    @pytest.mark.parametrize(
+        ("flag", "message"),
+        [
+            ("--sede", r"no option --sede; did you mean '--seeds'\?"),
+            ("--inner.rang", r"did you mean '--inner.rank'\?"),
+            ("--strict-version", r"did you mean '--strict_versions'\?"),
+            ("--numbers.0", "numbers is a list, so --numbers.0 names nothing: give --numbers whole"),
+        ],
+    )
+    def test_an_unknown_flag_ends_it(self, flag: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            override(Settings(source="a"), {"run": Run}, [flag, "1"], "x")
 
     def test_json_gives_back_what_it_was(self) -> None:
         assert from_plain(Plus, {"of": {"number": 1.0}, "term": 2}) == Plus(of=Square(number=1.0), term=2.0)
@@ -108,6 +120,21 @@ class TestSummary:
         assert paired(a, {}) is None
         assert paired({0: 1.0}, {0: 3.0}).text() == "-2.00"
 
+    def test_units_of_one_group_are_drawn_together(self) -> None:
+        # A question that all seeds answer alike is one observation, however many seeds there are.
+        once = {(0, question): float(question % 2) for question in range(40)}
+        thrice = {(seed, question): value for (_, question), value in once.items() for seed in range(3)}
+        none = dict.fromkeys(thrice, 0.0)
+        alone, together, apart = (
+            paired(once, none),
+            paired(thrice, none, group=itemgetter(1)),
+            paired(thrice, none),
+        )
+        assert (together.mean, together.low, together.high) == (alone.mean, alone.low, alone.high)
+        assert together.count == 120
+        assert apart.high - apart.low < 0.7 * (together.high - together.low)
+        assert paired(thrice, none, group=lambda unit: 0).low is None
+
     def test_the_interval_is_that_of_a_normal_mean(self) -> None:
         import numpy as np
 
@@ -116,6 +143,47 @@ class TestSummary:
         half = 1.96 * sample.std(ddof=1) / 20
         assert found.low == pytest.approx(sample.mean() - half, abs=0.15 * half)
         assert found.high == pytest.approx(sample.mean() + half, abs=0.15 * half)
+
+
+class TestCharts:
+    @staticmethod
+    def parsed(figure: str) -> Any:
+        return ElementTree.fromstring(figure)
+
+    def test_dots_lie_where_their_means_are(self) -> None:
+        figure = self.parsed(dots("a < b", [("one", Spread(1.0, 0.5, 3)), ("two & more", Spread(2.0, None, 1))]))
+        across = [float(dot.get("cx")) for dot in figure.iter("circle")]
+        ticks = {float(text.text): float(text.get("x")) for text in figure.iter("text") if text.text[0].isdigit()}
+        (first, left), *_, (last, right) = sorted(ticks.items())
+        expected = [left + (value - first) / (last - first) * (right - left) for value in (1.0, 2.0)]
+        assert across == pytest.approx(expected, abs=3)  # ticks are rounded to three digits
+        whiskers = [line for line in figure.iter("line") if line.get("y1") == line.get("y2")]
+        assert len(whiskers) == 1, "one value has no spread"
+        middle = (float(whiskers[0].get("x1")) + float(whiskers[0].get("x2"))) / 2
+        assert middle == pytest.approx(across[0], abs=0.1)
+        assert "two & more: 2.000" in "".join(figure.itertext())
+
+    def test_lines_go_up_where_the_means_do(self) -> None:
+        curve = [(0.0, Spread(0.3, 0.1, 3)), (1.0, Spread(0.5, 0.1, 3)), (4.0, Spread(0.4, 0.1, 3))]
+        figure = self.parsed(lines("t", "x", {"a": curve}))
+        points = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in figure.iter("circle")]
+        (left, low), (middle, top), (right, between) = points
+        assert top < between < low, "an SVG counts from above"
+        assert (middle - left) / (right - left) == pytest.approx(0.25, abs=1e-3)
+
+    def test_nothing_measured_is_no_chart(self) -> None:
+        assert dots("t", []) == lines("t", "x", {}) == ""
+
+
+class TestTrackers:
+    def test_one_that_is_not_there_is_no_silence(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("accelerate.tracking._available_trackers", ["tensorboard"])
+        check_trackers([])
+        check_trackers(["tensorboard"])
+        with pytest.raises(ValueError, match="wandb is not installed: pip install wandb"):
+            check_trackers(["tensorboard", "wandb"])
+        with pytest.raises(ValueError, match=r"did you mean 'tensorboard'\?"):
+            check_trackers(["tensorbord"])
 
 
 class TestPublished:
@@ -140,8 +208,8 @@ class TestTables:
     def test_latex(self) -> None:
         text = self.TABLE.latex()
         assert r"\caption{Score \& more. a note}" in text
-        assert r"a|b & \textbf{1.0 $\pm$ 0.1} \\" in text
-        assert r"50 \% & $\rightarrow$ <b> \\" in text
+        assert r"a$|$b & \textbf{1.0 $\pm$ 0.1} \\" in text
+        assert r"50 \% & $\rightarrow$ $<$b$>$ \\" in text
 
     def test_html(self) -> None:
         assert "<td><b>1.0 ± 0.1</b></td>" in self.TABLE.html()

@@ -58,6 +58,7 @@ def test_the_tables_hold_everything(finished: Path, capsys: pytest.CaptureFixtur
         "| tiny/rot | output |": 4,
     }.items():
         assert text.count(row) == count, row
+    assert (finished / "tiny.html").read_text().count("<svg") == 3, "a plot for each suite and task"
     assert not (finished / "failed").exists()
     capsys.readouterr()
     assert main(DRIVER, ["tiny", *FEW_STEPS, "--out", str(finished)]) == 0

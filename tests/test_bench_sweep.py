@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from benchmarks.frame.driver import main
 from benchmarks.frame.settings import read_preset
 from benchmarks.frame.store import Store
+from benchmarks.frame.sweep import plan
 from benchmarks.sweep.__main__ import DRIVER
-from benchmarks.sweep.settings import Settings
+from benchmarks.sweep.settings import Settings, stages
 from tests.conftest import make_llama
 from tests.verb_models import drifted, input_folder, lora_folder
 
@@ -55,6 +57,18 @@ def test_the_plan_names_the_cells(preset: Path, tmp_path: Path, capsys: pytest.C
     assert main(DRIVER, [str(preset), "--out", str(tmp_path / "none"), "--plan"]) == 0
     assert capsys.readouterr().out.count(" by lora_x") == 4
     assert not (tmp_path / "none" / "cells").exists()
+
+
+def test_another_adapter_in_the_same_folder_is_another_cell(preset: Path, tmp_path: Path) -> None:
+    settings = read_preset(Settings, preset)
+    (tmp_path / "adapter").mkdir()
+    settings = replace(settings, adapters=(str(tmp_path / "adapter"),), targets=settings.targets[:1])
+    names = []
+    for content in ("one", "two", "one"):
+        (tmp_path / "adapter" / "adapter_model.safetensors").write_text(content)
+        names.append([cell.name for cell in plan(stages, settings, Store(tmp_path)).cells])
+    assert names[0] == names[2]
+    assert not set(names[0]) & set(names[1])
 
 
 def test_mistakes_are_told_before_anything_runs(

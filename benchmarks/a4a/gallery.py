@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.a4a import charts
 from benchmarks.a4a.report import STYLE
 from benchmarks.a4a.summary import Cell, select
+from benchmarks.a4a.table_1 import table_1
 
 SCORES = {
     "clip_i": "CLIP-I",
@@ -24,6 +25,8 @@ def page(results: dict[str, Any], folder: Path) -> str:
     """One HTML page with everything in it."""
     style = STYLE.read_text(encoding="utf-8")
     body = [f"<h1>A4A on real models: preset {escape(results['preset'])}</h1>"]
+    if (beside := table_1(results)) is not None:
+        body.append(beside.html())
     for target in dict.fromkeys(row["target"] for row in results["sweep"]):
         body.append(f"<h2>{escape(target)}</h2>{_table(results, target)}")
         body += [_curves(results, target, score) for score in SCORES]

@@ -20,6 +20,7 @@ from torch import nn
 from benchmarks import provenance
 from benchmarks.a4a.full import NATIVE, FullSettings, Target, method_of
 from benchmarks.a4a.gallery import page
+from benchmarks.a4a.table_1 import table_1
 from benchmarks.a4a.weights import fetch, fetch_pipeline
 from benchmarks.tiny.progress import Reporter
 from benchmarks.tiny.results import Cells, write_together
@@ -133,6 +134,8 @@ def run(settings: FullSettings, data: str, references: Path, out: Path, progress
         results |= {"versions": provenance.versions(), "hardware": provenance.hardware(), "git": provenance.git()}
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
         paths = {out / f"{settings.preset}.json": text, out / f"{settings.preset}.html": page(results, out)}
+        if (beside := table_1(results)) is not None:
+            paths[out / f"{settings.preset}.md"] = beside.markdown() + "\n"
         write_together(paths)
         progress.say(f"written: {', '.join(map(str, paths))}")
     return 0

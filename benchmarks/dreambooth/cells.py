@@ -37,6 +37,8 @@ class Model:
 class OnModel(Cell):
     """What both cells share: a model that may have to be made, and a subject."""
 
+    packages = ("accelerate", "prodigyopt", "bitsandbytes")
+
     model: Model
     made: TinyPair | None = None
     images: str
@@ -170,6 +172,9 @@ class Evaluation(OnModel):
     side: str
     carry: str = "copy"
     prompts: tuple[str, ...]
+    """What the images are compared with, and what seeds their noise: without a rare token."""
+    told: tuple[str, ...] = how(())
+    """What the model is asked, where the training has a rare token; the prompts themselves if empty."""
     image_seeds: tuple[int, ...]
     sampling: Sampling
     resolution: int
@@ -216,7 +221,8 @@ class Evaluation(OnModel):
         from tqdm.auto import tqdm  # type: ignore[import-untyped]  # tqdm has no types
 
         questions = self._questions()
-        prompts = [prompt for prompt, _ in questions]
+        told = dict(zip(self.prompts, self.told or self.prompts, strict=True))
+        prompts = [told[prompt] for prompt, _ in questions]
         seeds = [_noise_seed(self.subject, prompt, image_seed) for prompt, image_seed in questions]
         made = loaded.generate(prompts, seeds, self.resolution, self.sampling, self.compute.image_batch)
         return list(tqdm(made, total=len(prompts), desc="images", leave=False, disable=quiet))

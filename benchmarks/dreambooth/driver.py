@@ -6,11 +6,13 @@ from pathlib import Path
 
 from benchmarks.dreambooth.access import check_access
 from benchmarks.dreambooth.grids import grids
+from benchmarks.dreambooth.plots import plots
 from benchmarks.dreambooth.settings import Settings
 from benchmarks.dreambooth.stages import adaptings, stages
 from benchmarks.dreambooth.subjects import chosen
 from benchmarks.dreambooth.tables import tables
 from benchmarks.frame.driver import Driver
+from benchmarks.frame.trackers import check_trackers
 
 
 def prepare(settings: Settings) -> None:
@@ -18,7 +20,8 @@ def prepare(settings: Settings) -> None:
 
     Raises:
         ValueError: a subject without a class word or without images, an optimiser that is not installed, a batch that
-            cannot be shared, an adaptation that this method does not have, a model that cannot be had.
+            cannot be shared, an adaptation that this method does not have, a tracker, a model or a data set that cannot be
+            had.
     """
     from benchmarks.dreambooth.images import subject_images
     from benchmarks.dreambooth.loop import shares
@@ -30,6 +33,7 @@ def prepare(settings: Settings) -> None:
     if settings.models == "loaded" and Path(settings.images).expanduser().is_dir():
         for subject in subjects:
             subject_images(settings.images, subject.name)
+    check_trackers([settings.compute.log_with] if settings.compute.log_with else [])
     shares(settings.training.batch, settings.compute.micro_batch, settings.compute.processes)
     for _, pair, adapting in adaptings(settings):
         check_installed(pair.optimizer)
@@ -44,6 +48,6 @@ DRIVER = Driver(
     settings=Settings,
     stages=stages,
     tables=tables,
-    html=grids,
+    html=lambda settings, records, store: [*plots(settings, records, store), *grids(settings, records, store)],
     prepare=prepare,
 )

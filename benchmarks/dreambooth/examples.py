@@ -48,7 +48,8 @@ def encode(
             means.append(posterior.mean.float())
             stds.append(posterior.std.float())
             sizes.append(size)
-    vae.to(kept)
+    if vae.dtype != kept:
+        vae.to(kept)
     told = torch.tensor(sizes, device=loaded.device, dtype=torch.float32)
     # Clones: a tensor that was made without gradients may not be saved for a backward pass.
     return Examples(torch.cat(means).clone(), torch.cat(stds).clone(), told)

@@ -94,6 +94,27 @@ def of(found: Iterable[Measured], **wanted: Any) -> list[Measured]:
     return [each for each in found if matches(each)]
 
 
+def by_split(found: list[Measured]) -> dict[tuple[str, int, str], dict[int, list[Measured]]]:
+    """What Figure 7 shows: (pair, rank, space) -> how much of the rank is in that space -> the target's evaluations.
+
+    The ends are what is called parameter and feature adaptation elsewhere; a single split between them is no figure.
+    """
+    hybrids = grouped(
+        of(found, adaptation="hybrid", side="target"),
+        lambda each: (each.variant.pair, each.variant.rank, each.variant.space),
+    )
+    made: dict[tuple[str, int, str], dict[int, list[Measured]]] = {}
+    for (pair, rank, space), some in hybrids.items():
+        between = sorted({each.variant.split for each in some})
+        variants = {0: Variant(pair, "lora", "param", rank), rank: Variant(pair, "lora", space, rank)}
+        variants |= {split: Variant(pair, "lora", "hybrid", rank, split, space=space) for split in between}
+        if len(between) > 1:
+            made[pair, rank, space] = {
+                split: of(found, variant=variants[split], side="target") for split in sorted(variants)
+            }
+    return made
+
+
 def over_seeds(found: Iterable[Measured], metric: str) -> Spread | None:
     """One value per seed, the mean over its subjects; None if nothing was measured."""
     by_seed: dict[int, list[float]] = {}
@@ -105,12 +126,18 @@ def over_seeds(found: Iterable[Measured], metric: str) -> Spread | None:
     return spread([sum(values) / len(values) for values in by_seed.values()])
 
 
+def units(found: Iterable[Measured]) -> tuple[int, int]:
+    """How many seeds and subjects."""
+    own = list(found)
+    return len({each.seed for each in own}), len({each.subject for each in own})
+
+
 def difference(a: Iterable[Measured], b: Iterable[Measured], metric: str) -> Difference | None:
     """a - b over what both have: seeds and subjects."""
-    units: list[dict[tuple[int, str], float]] = [
+    sides: list[dict[tuple[int, str], float]] = [
         {(each.seed, each.subject): each.means[metric] for each in side if metric in each.means} for side in (a, b)
     ]
-    return paired(units[0], units[1])
+    return paired(sides[0], sides[1])
 
 
 def text(value: Spread | Difference | None, digits: int = 3) -> str:

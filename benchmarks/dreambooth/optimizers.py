@@ -10,6 +10,8 @@ from torch import nn
 
 from benchmarks.dreambooth.settings import Optimizer
 
+WHERE = {"prodigyopt": "'xadapt[prodigy]'", "bitsandbytes": "bitsandbytes"}
+
 
 def optimizer(settings: Optimizer, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """AdamW, AdamW of 8 bits, or Prodigy with the options of diffusers' training scripts.
@@ -51,6 +53,6 @@ def _package(package: str) -> Any:
         return import_module(package)
     except ImportError:
         raise ValueError(
-            f"this optimizer is in the package {package}, which is not installed: pip install {package}, or set "
+            f"this optimizer is in the package {package}, which is not installed: pip install {WHERE[package]}, or set "
             'optimizer.name = "adamw" with a learning rate of its own.'
         ) from None

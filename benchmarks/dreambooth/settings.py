@@ -119,7 +119,7 @@ class Tuning:
     """How one of several learning rates is chosen: by images on the source."""
 
     subjects: tuple[str, ...] = ()
-    """The first of all if none is named."""
+    """The first of all if none is named; of several, the mean."""
     seed: int = 0
     by: tuple[str, ...] = ("clip_t", "dino_i")
     """Metrics whose mean is to be high."""

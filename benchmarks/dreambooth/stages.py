@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import cast
 
 from benchmarks.dreambooth.adapters import LORAX, Adapting
 from benchmarks.dreambooth.cells import Evaluation, Model, Training
@@ -31,14 +30,29 @@ def stages(settings: Settings, finished: Finished) -> Iterator[Sequence[Cell]]:
         if len(pair.learning_rates) > 1
     }
     if candidates:
-        yield [cell for group in candidates.values() for cell in group]
-    rates = {mode: pair.learning_rates[0] for mode, (pair, _) in modes.items()}
-    for mode, group in candidates.items():
-        best = finished.best(group, lambda result: -quality(result, settings.tuning.by))
-        training = cast(Evaluation, best).training
-        assert training is not None
-        rates[mode] = training.learning_rate
+        yield [cell for by_rate in candidates.values() for group in by_rate.values() for cell in group]
+    rates: dict[Mode, float] = {}  # without the modes of which every rate has failed
+    for mode, (pair, _) in modes.items():
+        by_rate = candidates.get(mode)
+        rate = best_rate(by_rate, finished, settings.tuning.by) if by_rate else pair.learning_rates[0]
+        if rate is not None:
+            rates[mode] = rate
     yield [cell for experiment in settings.experiments for cell in maker.cells(experiment, rates)]
+
+
+def best_rate(candidates: dict[float, list[Evaluation]], finished: Finished, by: Sequence[str]) -> float | None:
+    """The rate with the best images, as the mean over its subjects; None if none has all of them.
+
+    In a plan, where nothing has run yet, the first stands for it.
+    """
+    found: dict[float, float] = {}
+    for rate, group in candidates.items():
+        results = [result for cell in group if (result := finished.result(cell))]
+        if len(results) == len(group):
+            found[rate] = sum(quality(result, by) for result in results) / len(results)
+    if not found:
+        return next(iter(candidates)) if finished.planning else None
+    return max(found, key=lambda rate: found[rate])
 
 
 Mode = tuple[str, str, str]
@@ -144,6 +158,8 @@ class Maker:
     ) -> Evaluation:
         settings = self.settings
         sampling: Sampling = pair.source_sampling if side == "source" else pair.target_sampling
+        templates = subject.prompts[: settings.prompts]
+        token = settings.training.unique_token if training is not None else None  # it means nothing to a bare model
         return Evaluation(
             model=self.model(pair, side),
             made=self.made(pair),
@@ -155,7 +171,8 @@ class Maker:
             training=training,
             side=side,
             carry=carry,
-            prompts=tuple(subject.prompt(each) for each in subject.prompts[: settings.prompts]),
+            prompts=tuple(subject.prompt(each) for each in templates),
+            told=tuple(subject.prompt(each, token) for each in templates) if token else (),
             image_seeds=settings.image_seeds,
             sampling=sampling,
             resolution=settings.training.resolution,
@@ -163,25 +180,28 @@ class Maker:
             seed=seed if training is not None else 0,
         )
 
-    def candidates(self, pair: Pair, adapting: Adapting) -> list[Cell]:
-        """The source's images for every learning rate of the grid."""
+    def candidates(self, pair: Pair, adapting: Adapting) -> dict[float, list[Evaluation]]:
+        """The source's images for every learning rate of the grid, one cell per subject of the tuning."""
         tuning = self.settings.tuning
-        names = tuning.subjects or (self.subjects(())[0].name,)
-        found: list[Cell] = []
-        for subject, rate in product(self.subjects(names[:1]), pair.learning_rates):
+        subjects = self.subjects(tuning.subjects or (self.subjects(())[0].name,))
+        found: dict[float, list[Evaluation]] = {rate: [] for rate in pair.learning_rates}
+        for subject, rate in product(subjects, found):
             training = self.training(pair, adapting, subject, tuning.seed, rate)
-            found.append(self.evaluation(pair, subject, "source", training, tuning.seed))
+            found[rate].append(self.evaluation(pair, subject, "source", training, tuning.seed))
         return found
 
     def cells(self, experiment: Experiment, rates: dict[Mode, float]) -> Iterator[Cell]:
         """Bare models, adapters on both sides, what transfers make of them, and what training on the target does."""
         wanted = [(pair, adapting) for of, pair, adapting in adaptings(self.settings) if of is experiment]
         for (pair, adapting), subject, seed in product(wanted, self.subjects(experiment.subjects), experiment.seeds):
-            rate = rates[mode_of(pair, adapting)]
-            training = self.training(pair, adapting, subject, seed, rate)
             sides: tuple[Side, Side] = ("source", "target")
             for side in sides:
                 yield self.evaluation(pair, subject, side, None, seed)
+            rate = rates.get(mode_of(pair, adapting))
+            if rate is None:
+                continue
+            training = self.training(pair, adapting, subject, seed, rate)
+            for side in sides:
                 carry = LORAX if side == "target" and adapting.adaptation == "lora-x" else "copy"
                 yield self.evaluation(pair, subject, side, training, seed, carry)
             if adapting.adaptation == "param" and adapting.method == "lora":

@@ -10,14 +10,17 @@ from benchmarks.dreambooth.measured import (
     TITLES,
     Measured,
     Variant,
+    by_split,
     difference,
     grouped,
     measured,
     of,
     over_seeds,
     text,
+    units,
 )
-from benchmarks.dreambooth.settings import Settings
+from benchmarks.dreambooth.settings import Settings, TrainingSettings
+from benchmarks.dreambooth.subjects import chosen
 from benchmarks.frame.published import Published, published
 from benchmarks.frame.tables import Table
 
@@ -36,7 +39,11 @@ def tables(settings: Settings, records: Sequence[dict[str, Any]]) -> list[Table]
 
 def chosen_rates_only(settings: Settings, found: list[Measured]) -> list[Measured]:
     """Without the learning rates that were tried and not taken: what is measured on the target tells which were."""
-    taken = {(each.variant, each.learning_rate) for each in found if each.side == "target"}
+
+    def what(each: Measured) -> tuple[Any, ...]:
+        return each.variant, each.learning_rate, each.subject, each.seed
+
+    taken = {what(each) for each in found if each.side == "target"}
     several = {pair.name for pair in settings.pairs if len(pair.learning_rates) > 1}
     return [
         each
@@ -44,7 +51,7 @@ def chosen_rates_only(settings: Settings, found: list[Measured]) -> list[Measure
         if each.variant.pair not in several
         or each.side == "target"
         or each.learning_rate is None
-        or (each.variant, each.learning_rate) in taken
+        or what(each) in taken
     ]
 
 
@@ -62,13 +69,17 @@ def pair_table(pair: str, found: list[Measured]) -> Table:
         against = None
         if variant.method and variant.label != "parameter (copy)":
             against = difference(of(own, side="target"), copy, last)
-        rows.append([variant.method, str(variant.rank or ""), variant.label, *cells, text(against)])
-    counts = sorted({(len({each.seed for each in found}), len({each.subject for each in found}))})
-    notes = [
-        f"{seeds} seed(s), {subjects} subject(s); ± is the standard deviation over seeds." for seeds, subjects in counts
-    ]
+        fewer = "" if not variant.method or units(own) == units(found) else f" ({counted(own)})"
+        rows.append([variant.method, str(variant.rank or ""), variant.label + fewer, *cells, text(against)])
+    notes = [f"{counted(found)} where a row says nothing else; ± is the standard deviation over seeds."]
     notes.append("Brackets: bootstrap over pairs of seed and subject. Source and target get the same noise.")
     return Table(f"{pair}: source and target", columns, rows, notes)
+
+
+def counted(found: Sequence[Measured]) -> str:
+    """In words."""
+    seeds, subjects = units(found)
+    return f"{seeds} seed{'s' * (seeds > 1)}, {subjects} subject{'s' * (subjects > 1)}"
 
 
 def row_order(variant: Variant) -> tuple[Any, ...]:
@@ -89,29 +100,12 @@ def row_order(variant: Variant) -> tuple[Any, ...]:
 def split_tables(found: list[Measured]) -> list[Table]:
     """Figure 7: the target's scores by how much of the rank is in feature space."""
     made = []
-    hybrids = of(found, adaptation="hybrid", side="target")
-    groups = grouped(hybrids, lambda each: (each.variant.pair, each.variant.rank, each.variant.space))
-    for (pair, rank, space), some in groups.items():
-        splits = sorted({each.variant.split for each in some})
-        if len(splits) < 2:
-            continue
-        rows = []
-        for split in (0, *splits, rank):
-            name = {0: "param", rank: space}.get(split, "hybrid")
-            own = of(
-                found,
-                pair=pair,
-                method="lora",
-                adaptation=name,
-                rank=rank,
-                split=0 if name != "hybrid" else split,
-                space="" if name != "hybrid" else space,
-                carry="copy",
-                retrained=False,
-                side="target",
-            )
-            metrics = [metric for metric in METRICS if any(metric in each.means for each in some)]
-            rows.append([f"{split} of {rank}", *(text(over_seeds(own, metric)) for metric in metrics)])
+    for (pair, rank, space), splits in by_split(found).items():
+        metrics = [metric for metric in METRICS if any(metric in each.means for own in splits.values() for each in own)]
+        rows = [
+            [f"{split} of {rank}", *(text(over_seeds(own, metric)) for metric in metrics)]
+            for split, own in splits.items()
+        ]
         columns = [f"rank in {space} space", *(TITLES[metric] for metric in metrics)]
         note = "Figure 7 of the paper is a drawing without numbers; it says that a quarter in output space has the best CLIP-T."
         made.append(Table(f"Figure 7: {pair}, target, by the split of the rank (Eq. 6)", columns, rows, [note]))
@@ -121,18 +115,24 @@ def split_tables(found: list[Measured]) -> list[Table]:
 def rate_table(settings: Settings, found: list[Measured]) -> list[Table]:
     """Which learning rates were chosen, where there was a choice."""
     several = {pair.name: pair.learning_rates for pair in settings.pairs if len(pair.learning_rates) > 1}
-    rows = []
+    rows, edges = [], []
     trained = [each for each in found if each.variant.pair in several and each.side == "target" and each.variant.method]
     modes = grouped(trained, lambda each: (each.variant.pair, each.variant.method, each.variant.adaptation))
     for (pair, method, adaptation), own in modes.items():
         taken = sorted({each.learning_rate for each in own if each.learning_rate is not None})
         grid = ", ".join(f"{rate:g}" for rate in several[pair])
+        if {min(several[pair]), max(several[pair])} & {*taken}:
+            edges.append(" ".join([pair, method, adaptation]))
         rows.append([pair, method, adaptation, ", ".join(f"{rate:g}" for rate in taken), grid])
     if not rows:
         return []
     by = " and ".join(TITLES[metric] for metric in settings.tuning.by)
-    note = f"By the mean of {by} of the source's images, seed {settings.tuning.seed}, one subject."
-    return [Table("Learning rates", ["pair", "method", "adaptation", "chosen", "of"], rows, [note])]
+    count = max(1, len(settings.tuning.subjects))
+    note = (
+        f"By the mean of {by} of the source's images, seed {settings.tuning.seed}, {count} subject{'s' * (count > 1)}."
+    )
+    notes = [note, *([f"At an edge of the grid, so a better one may lie beyond: {'; '.join(edges)}."] if edges else [])]
+    return [Table("Learning rates", ["pair", "method", "adaptation", "chosen", "of"], rows, notes)]
 
 
 def paper_table(number: str, settings: Settings, found: list[Measured]) -> Table:
@@ -151,11 +151,41 @@ def paper_table(number: str, settings: Settings, found: list[Measured]) -> Table
             value = next((each for each in some if each.metric == metric), None)
             cells += _compared(value, _ours(found, pair, method, adaptation, own_rank, side, metric))
         rows.append([pair, method, adaptation, str(own_rank), side, *cells])
+    rows += _left_out(found, rows)
     notes = [
+        *_smaller(settings),
         "The paper does not say sampler, steps, guidance or which CLIP; compare differences between rows before single numbers.",
         "An empty cell: not run.",
     ]
     return Table(f"Table {number} of the paper", columns, rows, notes)
+
+
+def _left_out(found: list[Measured], printed: list[list[str]]) -> list[list[str]]:
+    """Rows that the paper does not print: the bare models, and what training on the target gives."""
+    rows = []
+    for pair, side in dict.fromkeys((row[0], row[4]) for row in printed):
+        methods = {row[1] for row in printed}
+        for variant, own in grouped(of(found, pair=pair, side=side), lambda each: each.variant).items():
+            if not variant.method or (variant.retrained and variant.method in methods):
+                cells = [cell for metric in PAPER_METRICS for cell in ("", text(over_seeds(own, metric)), "")]
+                rows.append([pair, variant.method, variant.label, str(variant.rank or ""), side, *cells])
+    return rows
+
+
+def _smaller(settings: Settings) -> list[str]:
+    """Where a preset is less than the paper's, so that nobody takes a difference for one of method."""
+    trained, paper = settings.training, TrainingSettings()
+    subjects = len(chosen(settings.subjects_file, settings.subjects))
+    wanted = {
+        f"{subjects} subjects, not 30": subjects != 30,
+        f"{settings.prompts} prompts, not 25": settings.prompts not in (None, 25),
+        f"{len(settings.image_seeds)} images per prompt, not 5": len(settings.image_seeds) != 5,
+        f"{trained.steps} steps, not {paper.steps}": trained.steps != paper.steps,
+        f"{trained.batch} images in a batch, not {paper.batch}": trained.batch != paper.batch,
+        f"{trained.resolution} pixels, not {paper.resolution}": trained.resolution != paper.resolution,
+    }
+    apart = [words for words, smaller in wanted.items() if smaller]
+    return [f"Ours: {', '.join(apart)}."] if apart else []
 
 
 def _ours(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 MEMORY = (
-    "Out of memory. Give a smaller micro_batch (the batch stays the same, accumulation makes up for it), turn on "
-    "gradient_checkpointing, a half-precision dtype, an 8-bit optimizer or CPU offload; or fewer workers on one device."
+    "Out of memory. Give a smaller micro_batch (the batch stays the same, accumulation makes up for it), of an evaluation a "
+    "smaller evaluation_batch or image_batch; turn on gradient_checkpointing, a half-precision dtype, an 8-bit optimizer or CPU "
+    "offload; or fewer workers on one device."
 )
+SHORT = ("out of memory", "can't allocate memory", "cannot allocate memory")
+"""What CUDA, torch's CPU allocator and the system say."""
 GATED = (
     "The model is gated. Open https://huggingface.co/{name} in a browser, accept its conditions, make a token with read "
     "access under https://huggingface.co/settings/tokens, and log in here with `hf auth login`."
@@ -21,7 +24,7 @@ def advice_for(error: BaseException) -> str:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]  # typed as any BaseException
     for each in chain:
         kind, text = type(each).__name__, str(each)
-        if isinstance(each, MemoryError) or kind == "OutOfMemoryError" or "out of memory" in text.lower():
+        if isinstance(each, MemoryError) or kind == "OutOfMemoryError" or any(sign in text.lower() for sign in SHORT):
             return MEMORY
         if kind == "GatedRepoError" or "gated repo" in text:
             return GATED.format(name=_repository(text))

@@ -100,7 +100,8 @@ def provenance_note(records: Sequence[Mapping[str, Any]]) -> str:
     if not records:
         return "No cell has finished yet."
     last = max(records, key=lambda record: record["when"])
-    versions = ", ".join(f"{name} {number}" for name, number in last["versions"].items() if number)
+    used = {name: number for record in (*records, last) for name, number in record["versions"].items() if number}
+    versions = ", ".join(f"{name} {number}" for name, number in used.items())
     machines = sorted({_machine(record["hardware"]) for record in records})
     revisions = sorted({_revision(record["git"]) for record in records})
     hours = sum(record["seconds"] for record in records) / 3600

@@ -189,6 +189,7 @@ def _write(
     )
     console.print(f"{len(records)} of {len(final.cells)} cells are finished.", highlight=False)
     for name in summary.names("failed", "blocked"):
-        console.print(f"  {summary.outcomes[name].state}: {name}: {summary.outcomes[name].message}", markup=False)
+        text = f"  {summary.outcomes[name].state}: {name}: {summary.outcomes[name].message}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"written: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
     return 1 if summary.names("failed", "blocked") else 0

@@ -19,10 +19,15 @@ class DiskFull(Exception):
         )
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether `error`, or what it was raised from, says that there is no room."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if any(os.strerror(number) in str(error) for number in FULL):  # safetensors and other writers have no errno
             return True
         error = error.__cause__ or error.__context__
     return False

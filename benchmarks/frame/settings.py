@@ -140,6 +140,7 @@ def override(settings: T, options: Mapping[str, type], arguments: Sequence[str],
         raise ValueError(f"{type(settings).__name__} may not have the fields {sorted(clash)}: the run has them.")
     parser.add_class_arguments(type(settings), as_group=True)
     parser.set_defaults(_dotted(settings))
+    _check_flags(arguments, {option for action in parser._actions for option in action.option_strings}, settings)
     given = parser.parse_args(arguments).as_dict()
     built = {
         name: from_plain(kind, {each.name: given[each.name] for each in dataclasses.fields(kind)})
@@ -147,6 +148,20 @@ def override(settings: T, options: Mapping[str, type], arguments: Sequence[str],
     }
     own = {each.name: given[each.name] for each in dataclasses.fields(settings)}  # type: ignore[arg-type]
     return from_plain(type(settings), own), built
+
+
+def _check_flags(arguments: Sequence[str], known: set[str], settings: Any) -> None:
+    """Raises ValueError for a flag that there is not, with the nearest; argparse would only print all of them."""
+    lists = {each.name for each in dataclasses.fields(settings) if isinstance(getattr(settings, each.name), tuple)}
+    for argument in arguments:
+        name = argument.partition("=")[0].removesuffix("+")
+        if not name.startswith("--") or name in known:
+            continue
+        if (field := name.removeprefix("--").partition(".")[0]) in lists:
+            raise ValueError(
+                f"{field} is a list, so {name} names nothing: give --{field} whole, or a preset of your own."
+            )
+        raise ValueError(f"no option {name}{did_you_mean(name, known)} --help after the preset lists them.")
 
 
 def _written_out(arguments: Sequence[str]) -> list[str]:

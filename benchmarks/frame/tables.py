@@ -96,6 +96,9 @@ def _latex(text: str) -> str:
         "−": "$-$",
         "×": r"$\times$",
         "≥": r"$\geq$",
+        "<": "$<$",
+        ">": "$>$",
+        "|": "$|$",
     }.items():
         text = text.replace(character, command)
     return text

@@ -116,10 +116,11 @@ def execute(cell: Cell, worker: Worker) -> Outcome:
         except Exception as error:
             if is_disk_full(error):
                 raise DiskFull(store.folder) from error
-            store.put_failure(cell, error, advice_for(error))
+            advice = advice_for(error)
+            store.put_failure(cell, error, advice)
             worker.forget_bases()
             first_line = str(error).strip().splitlines()[:1]
-            message = ": ".join([type(error).__name__, *first_line])
+            message = ": ".join([type(error).__name__, *first_line, *filter(None, [advice])])
             return Outcome(cell.name, "failed", time.perf_counter() - started, message)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

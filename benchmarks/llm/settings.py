@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from benchmarks.frame.cell import how
+from benchmarks.frame.trackers import check_trackers
 
 Recipe: TypeAlias = Literal["commonsense", "math", "code", "sorting"]
 Suite: TypeAlias = Literal["paper", "lm-eval"]
@@ -71,6 +72,8 @@ class Task:
     """Estimate of one training, for --plan."""
     evaluation_hours: float = 0.0
     """Estimate of one evaluation."""
+    megabytes: float = 0.0
+    """Estimate of one adapter on disk, in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,7 @@ class Machine:
     evaluation_processes: int = 1
     evaluation_batch: int = 8
     trackers: tuple[str, ...] = ()
-    """Names that transformers' report_to knows: tensorboard, wandb, trackio …"""
+    """Names that accelerate's log_with knows: tensorboard, wandb, trackio … Trainer has all of them but aim."""
     run_code: tuple[str, ...] = ()
     """Command that scores written code in a sandbox; {folder} and {dataset} are filled in. Empty: nothing is run."""
     backend: Literal["hf", "vllm"] = "hf"
@@ -146,6 +149,7 @@ def check(settings: Settings) -> None:
     from benchmarks.llm.commonsense import check_folder
     from benchmarks.llm.suites import CODE, check_stock, check_tasks
 
+    check_trackers(settings.machine.trackers)
     for name in ("tasks", "modes", "seeds", "targets"):
         if not getattr(settings, name):
             raise ValueError(f"{name} is empty; give one entry at least.")

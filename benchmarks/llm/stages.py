@@ -56,6 +56,7 @@ def _training(settings: Settings, recipe: Recipe, mode: Mode, learning_rate: flo
         data=settings.data,
         machine=settings.machine,
         hours=task.hours,
+        megabytes=task.megabytes,
     )
 
 

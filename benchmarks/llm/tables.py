@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from statistics import fmean
@@ -41,21 +41,35 @@ Key = tuple[str, str, str, str, str]  # suite, recipe or "", base, adapter, task
 
 def tables(settings: Settings, records: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Per suite: all scores, the differences to the plain copy, and for the paper's pair the published numbers."""
-    scores = gather(records, _titles(settings)[0])
     found = []
-    for suite, title in SUITES.items():
+    for suite, recipe, shown in scores_of(settings, records):
+        title, tasks = f"{recipe}: {SUITES[suite]}", _tasks(shown, recipe)
+        found.append(_all_scores(title, shown, tasks, settings))
+        found.append(_beside_copy(f"{title}, difference to the plain copy of the LoRA", shown, tasks, settings))
+    if (settings.source, *settings.targets) == PAPER_PAIR:
+        found += _table_6(gather(records, _titles(settings)[0]), settings)
+    return [*found, _learning_rates(records, settings)]
+
+
+def scores_of(settings: Settings, records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, dict[Key, Scores]]]:
+    """Suite, recipe, and the scores in the tasks that its adapters were asked: what shares a table."""
+    scores = gather(records, _titles(settings)[0])
+    for suite in SUITES:
         own = {key: value for key, value in scores.items() if key[0] == suite}
         for recipe in dict.fromkeys(key[1] for key in own if key[1]):
             of_recipe = {key: value for key, value in own.items() if key[1] in (recipe, "")}
             tasks = _tasks(of_recipe, recipe)
-            shown = {key: value for key, value in of_recipe.items() if key[4] in tasks}
-            found.append(_all_scores(f"{recipe}: {title}", shown, tasks, settings))
-            found.append(
-                _beside_copy(f"{recipe}: {title}, difference to the plain copy of the LoRA", shown, tasks, settings)
-            )
-    if (settings.source, *settings.targets) == PAPER_PAIR:
-        found += _table_6(scores, settings)
-    return [*found, _learning_rates(records, settings)]
+            yield suite, recipe, {key: value for key, value in of_recipe.items() if key[4] in tasks}
+
+
+def lines_of(scores: Mapping[Key, Scores], settings: Settings, task: str) -> list[tuple[str, Spread]]:
+    """Model and adapter in words, and what it scores in a task, in the order of the tables."""
+    source = _titles(settings)[0]
+    found = []
+    for base, adapter in _lines(scores, settings):
+        if (cell := _find(scores, base, adapter, task)) is not None:
+            found.append((f"{base}: {_named(adapter, base, source)}", _spread(cell)))
+    return found
 
 
 def _titles(settings: Settings) -> list[str]:
@@ -156,14 +170,15 @@ def _questions(scores: Scores, like: Scores) -> dict[tuple[Seed, int], float]:
 
 
 def _table_6(scores: Mapping[Key, Scores], settings: Settings) -> list[Table]:
-    """Published, ours, difference; and the rows that the paper leaves out, the bare models."""
+    """Published, ours, difference; and the rows that the paper leaves out: the bare models, and training on the target."""
     source, target = _titles(settings)
     sides = {"source": source, "target": target}
     rows = [row for record in published("6") if (row := _side_by_side(record, scores, sides[record.side]))]
     for side, base in sides.items():
         for task in dict.fromkeys(key[4] for key in scores if key[0] == "paper"):
-            if found := _find(scores, base, BARE, task, suite="paper"):
-                rows.append([side, BARE, task, "", _spread(found).text(), ""])
+            for adapter in (BARE, *(f"{mode}, retrained" for mode in settings.retrain)):
+                if found := _find(scores, base, adapter, task, suite="paper"):
+                    rows.append([side, adapter, task, "", _spread(found).text(), ""])
     notes = [
         "Published numbers are single runs; rank and learning rate of the paper's runs on this model are not stated."
     ]

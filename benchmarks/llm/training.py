@@ -37,6 +37,7 @@ class Training(Cell):
     data: Data = field(default_factory=Data)
     machine: Machine = field(default_factory=Machine, metadata=HOW)
     hours: float = how(0.0)
+    megabytes: float = how(0.0)
 
     def needs(self) -> tuple[Cell, ...]:
         return self.base_model.cells()
@@ -45,7 +46,7 @@ class Training(Cell):
         return self.machine.training_processes
 
     def estimate(self) -> Estimate:
-        return Estimate(hours=self.hours, megabytes=0.1 if self.base_model.made else 100.0)
+        return Estimate(hours=self.hours, megabytes=self.megabytes)
 
     def base(self) -> str:
         return f"{self.base_model.label()} in {self.schedule.dtype}"

@@ -24,6 +24,8 @@ class Transferred(Cell):
     component: str | None = None
     partial: bool = False
     seed: int = 0
+    contents: tuple[str, ...] = ()
+    """Hashes of adapter and data, where they are files: another adapter in the same folder is another cell."""
 
     def run(self, worker: Worker) -> Result:
         import xadapt
@@ -39,7 +41,7 @@ class Transferred(Cell):
                 self.method,
                 out=worker.out / "adapter",
                 data=self.data if learns(self.method) else None,
-                amount=amount(self.samples, self.seed),
+                amount=amount(self.samples, self.seed) if self.data and learns(self.method) else None,
                 component=None,
                 partial=self.partial,
                 seed=self.seed,

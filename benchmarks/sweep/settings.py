@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from benchmarks.frame.cell import Cell
@@ -45,8 +47,23 @@ def check(settings: Settings) -> None:
         raise ValueError(f"options are given for {', '.join(strange)}, which methods does not name.")
 
 
+def digest(path: str | None) -> str:
+    """A hash of a file, or of the files of a folder and their names; "" of what is neither, such as a data set of the hub."""
+    root = Path(path or "")
+    if not path or not root.exists():
+        return ""
+    found = hashlib.sha256()
+    for file in sorted(each for each in (root.rglob("*") if root.is_dir() else [root]) if each.is_file()):
+        found.update(f"{file.relative_to(root)}\0".encode())
+        with file.open("rb") as content:
+            while piece := content.read(1 << 20):
+                found.update(piece)
+    return found.hexdigest()[:16]
+
+
 def stages(settings: Settings, finished: Finished) -> Iterator[Sequence[Cell]]:
     """All transfers, then what became of them."""
+    digests, data = {adapter: digest(adapter) for adapter in settings.adapters}, digest(settings.data)
     transfers = [
         Transferred(
             adapter=adapter,
@@ -59,6 +76,7 @@ def stages(settings: Settings, finished: Finished) -> Iterator[Sequence[Cell]]:
             component=settings.component,
             partial=settings.partial,
             seed=settings.seed,
+            contents=(digests[adapter], data),
         )
         for target, adapter, method in product(settings.targets, settings.adapters, settings.methods)
     ]
