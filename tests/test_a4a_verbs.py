@@ -69,6 +69,16 @@ class TestTransfer:
             with adapter.attached(target, adapter.encode(torch.ones(1, 16)), guidance=False):
                 assert not torch.equal(run(target), bare)
 
+    def test_it_is_no_lora(self, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        target = make_target("sdxl")
+        xadapt.transfer(world / FILE, None, target, "a4a", data=[batch_for(target)], out=tmp_path / "a4a", **QUICK)
+        base = ["--base", str(world / "sdxl/unet"), "--out", str(tmp_path / "out")]
+        assert main(["export", str(tmp_path / "a4a"), *base]) == 2
+        assert "it is no LoRA, and cannot be made one. Use it as it is: xadapt.A4AModel.from" in capsys.readouterr().err
+        assert main(["merge", str(world / FILE), *base]) == 2
+        assert "`xadapt transfer --method a4a` carries it to others" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
     def test_to_a_live_target_from_batches(self, world: Path, tmp_path: Path) -> None:
         target = make_target("sdxl")
         result = xadapt.transfer(

@@ -13,6 +13,7 @@ import xadapt
 from tests.conftest import make_llama
 from tests.verb_models import IDS, drifted, input_folder, lora_folder, rotated_values, unet_lora_folder
 from xadapt.cli import main
+from xadapt.cli.options import print_json
 from xadapt.data import Amount
 
 
@@ -176,3 +177,28 @@ def lora_folder_in_memory(targets: list[str]) -> Any:
     from tests.test_weight_methods import lora_on
 
     return lora_on(make_llama(), targets)
+
+
+class TestZeros:
+    """Layers that start at zero, as ControlNet's and LoRA-merged adapters' do."""
+
+    def test_a_weight_of_zeros_has_no_drift(self, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        zero = make_llama()
+        with torch.no_grad():
+            zero.model.layers[0].self_attn.q_proj.weight.zero_()
+        found = xadapt.check(work / "lora", zero, work / "source")
+        layer = next(one for one in found.layers if one.source == "model.layers.0.self_attn.q_proj")
+        assert (layer.weight_drift, layer.weight_cosine) == (None, 0)
+        print_json(found.as_dict())
+        json.loads(capsys.readouterr().out, parse_constant=_no_constant)
+        same = xadapt.check(work / "lora", zero, zero)
+        assert next(one for one in same.layers if one.source == layer.source).weight_drift == 0
+
+    def test_json_has_no_infinity(self, capsys: pytest.CaptureFixture[str]) -> None:
+        print_json({"a": [float("inf"), 1.5], "b": {"c": float("nan")}, "d": (1,), "e": Path("f")})
+        told = json.loads(capsys.readouterr().out, parse_constant=_no_constant)
+        assert told == {"a": [None, 1.5], "b": {"c": None}, "d": [1], "e": "f"}
+
+
+def _no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")

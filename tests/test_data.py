@@ -13,6 +13,7 @@ from tests.conftest import make_llama
 from xadapt.base import CheckpointBase, LiveBase, open_base
 from xadapt.data import Amount, open_data
 from xadapt.data.batches import token_batches
+from xadapt.data.denoisers import random_times
 
 WORDS = [*"abcdefghij", "hello", "world", "<unk>"]
 
@@ -224,11 +225,62 @@ class TestDenoisers:
         with pytest.raises(ValueError, match=r"broken\.png is no picture"):
             open_data(tmp_path / "pictures", base, base)
 
+    def test_a_dataset_of_pictures(self, tmp_path: Path, unet: Any) -> None:
+        datasets = pytest.importorskip("datasets", reason="datasets is an extra: pip install xadapt[data]")
+        from PIL import Image
 
-def _pipeline(folder: Path, unet: Any) -> Path:
+        base = open_base(_pipeline(tmp_path / "pipe", unet), component="unet")
+        (tmp_path / "pictures").mkdir()
+        pictures = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue", "green")]
+        for number, picture in enumerate(pictures):
+            picture.save(tmp_path / "pictures" / f"{number}.png")
+        rows = datasets.Dataset.from_dict({"label": [0, 1, 2], "image": pictures})
+        (found,) = open_data(rows, base, base)
+        (wanted,) = open_data(tmp_path / "pictures", base, base)
+        torch.testing.assert_close(found["sample"], wanted["sample"])
+        with pytest.raises(ValueError, match=r"a column of pictures \(datasets\.Image\); this one has 'label'"):
+            open_data(rows.remove_columns("image"), base, base)
+        with pytest.raises(ValueError, match="The data is empty: the dataset has no row"):
+            open_data(rows.select([]), base, base)
+
+    def test_flow_matching_and_flux_see_the_pictures(self, tmp_path: Path) -> None:
+        pytest.importorskip("diffusers", reason="diffusers is an extra: pip install xadapt[diffusers]")
+        from PIL import Image
+
+        base = open_base(_pipeline(tmp_path / "pipe", _network("flux"), "transformer"), component="transformer")
+        (tmp_path / "pictures").mkdir()
+        Image.new("RGB", (9, 9), "red").save(tmp_path / "pictures" / "one.png")
+        seen = {}
+        for colour in ("red", "white"):
+            Image.new("RGB", (9, 9), colour).save(tmp_path / "pictures" / "one.png")
+            (batch,) = open_data(tmp_path / "pictures", base, base)
+            assert batch["hidden_states"].shape == (1, 64, 16)
+            with torch.no_grad():
+                assert torch.isfinite(base.module()(**batch)[0]).all()
+            seen[colour] = batch
+        red, white = (seen[colour]["hidden_states"] for colour in ("red", "white"))
+        assert not torch.allclose(red, white)
+        (tmp_path / "pipe" / "scheduler").mkdir()
+        (tmp_path / "pipe" / "scheduler" / "scheduler_config.json").write_text(
+            '{"_class_name": "FlowMatchEulerDiscreteScheduler"}'
+        )
+        (flow,) = open_data(tmp_path / "pictures", base, base)
+        generator = torch.Generator().manual_seed(0)
+        share = random_times(1, generator) / 1000
+        torch.testing.assert_close(flow["timestep"], share)
+        vae: Any = open_base(tmp_path / "pipe", component="vae").module()
+        with torch.no_grad():
+            clean = vae.encode(torch.ones(1, 3, 32, 32)).latent_dist.mean * vae.config.scaling_factor
+        noise = torch.randn(clean.shape, generator=generator)
+        wanted = (1 - share) * clean + share * noise
+        first = wanted[0, :, :2, :2].flatten()  # of the first patch: all channels, row by row
+        torch.testing.assert_close(flow["hidden_states"][0, 0], first)
+
+
+def _pipeline(folder: Path, network: Any, name: str = "unet") -> Path:
     from diffusers import AutoencoderKL
 
-    unet.save_pretrained(folder / "unet")
+    network.save_pretrained(folder / name)
     torch.manual_seed(0)
     vae = AutoencoderKL(
         block_out_channels=(8, 16),
@@ -240,7 +292,7 @@ def _pipeline(folder: Path, unet: Any) -> Path:
     vae.save_pretrained(folder / "vae")
     index = {
         "_class_name": "StableDiffusionPipeline",
-        "unet": ["diffusers", "UNet2DConditionModel"],
+        name: ["diffusers", type(network).__name__],
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "model_index.json").write_text(json.dumps(index))

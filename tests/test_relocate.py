@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+import xadapt
 from tests.conftest import make_llama
 from tests.test_every_method import randomise
+from tests.verb_models import IDS, randomised
 from tests.weight_models import lora_on, updates_on
 from xadapt.base import open_base
 from xadapt.contract import Adapter
 from xadapt.kinds import PeftKind
+from xadapt.reading import read_adapter
 from xadapt.relocate import relocate
 from xadapt.siblings import Pair
+from xadapt_distil import DISTIL
 from xadapt_feature import FULL_ADA, HYBRID_ADA, INPUT_ADA, OUTPUT_ADA, InputAdaConfig
-from xadapt_weight import COPY
+from xadapt_weight import COPY, LORA_X
 
 
 def renamed(seed: int = 1) -> nn.Module:
@@ -102,8 +108,38 @@ def test_what_is_bound_to_names_does_not_change_them() -> None:
     config = InputAdaConfig(target_modules=["q_proj", "k_proj"], tie=r"(layers\.\d+\.self_attn)\.[qk]_proj$")
     INPUT_ADA.writes.attach(model, config)
     adapter = Adapter(kind=INPUT_ADA.writes, config=config, tensors=INPUT_ADA.writes.tensors(model))
-    with pytest.raises(ValueError, match="tie of its config is bound to names"):
+    with pytest.raises(
+        ValueError, match=r"tie of its config is bound to names, .* method='lora_x' or method='aligned'"
+    ):
         relocate(adapter, Pair(open_base(make_llama()), open_base(renamed())))
+    randomise(adapter.tensors.values())
+    target = renamed()
+    carried = LORA_X.build().transfer(adapter, Pair(open_base(make_llama()), open_base(target)))
+    assert len(updates_on(carried.adapter, target)) == 4
+
+
+def test_modules_that_come_along_whole_are_distilled_instead(tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    adapter = read_adapter(xadapt.save(randomised(get_peft_model(make_llama(), config)), tmp_path / "lora"))
+    bases = Pair(open_base(make_llama()), open_base(Wrapped(make_llama(1))))
+    with pytest.raises(ValueError, match=r"modules_to_save of its config is bound to names, .* method='distil' trains"):
+        relocate(adapter, bases)
+    with pytest.raises(ValueError, match=r"method='copy' takes them along .* method='distil' trains"):
+        LORA_X.build().transfer(adapter, bases)
+    batches = [{"input_ids": IDS}]
+    carried = DISTIL.build(steps=1).fit(adapter, bases, batches).transfer(adapter, bases)
+    assert len(updates_on(carried.adapter, Wrapped(make_llama(1)))) == 2
+
+
+class Wrapped(nn.Module):
+    """A Llama inside another module, which runs as it does."""
+
+    def __init__(self, language: nn.Module) -> None:
+        super().__init__()
+        self.language, self.config = language, language.config
+
+    def forward(self, **batch: Tensor) -> object:
+        return self.language(**batch)
 
 
 def test_a_missing_source_is_asked_for() -> None:

@@ -126,7 +126,7 @@ class TestPage:
         found = xadapt.check(lora_folder(tmp_path / "lora"), make_llama(), make_llama(layers=1))
         text = render({"check": found.as_dict()})
         read(text)
-        assert "nowhere" in text
+        assert "2 layers nowhere: model.layers has 2 blocks and 1 in the target" in text
 
 
 def test_it_opens_in_a_browser(page: Path, tmp_path: Path) -> None:

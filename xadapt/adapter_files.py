@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xadapt import registry
 from xadapt.contract import Adapter
-from xadapt.kinds import FileKind
-from xadapt.sources import adapters_from, is_path
+from xadapt.sources import adapters_from, file_kind_of, is_path
 
 
 @dataclass(frozen=True)
@@ -38,14 +36,6 @@ def open_adapter(source: Any, component: str | None = None, allow_pickle: bool =
             f"{len(found)} adapters were given, and one at a time is carried; add them up first: xadapt export."
         )
     return found[0]
-
-
-def file_kind_of(source: Any) -> FileKind | None:
-    """The plug-in's format that a path is of; None for all that PEFT knows, and for what is no path."""
-    if not is_path(source) or not Path(source).exists():
-        return None
-    kinds = (kind for kind in registry.kinds() if isinstance(kind, FileKind))
-    return next((kind for kind in kinds if kind.recognises(Path(source))), None)
 
 
 def name_of(source: Any) -> str:

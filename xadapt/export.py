@@ -25,8 +25,8 @@ from xadapt.layouts.flux import is_flux
 from xadapt.layouts.writing import free_file, free_folder
 from xadapt.matrix import Dense, LowRank, Matrix
 from xadapt.merge_shard import in_turn
-from xadapt.opening import open_for, pipeline_of
-from xadapt.sources import AdapterSource, adapters_from
+from xadapt.opening import check_choices, open_for, pipeline_of
+from xadapt.sources import AdapterSource, adapters_from, listed
 from xadapt.truncate import EXACT, Truncation, exact_rank, truncate
 from xadapt.workers import each
 
@@ -129,6 +129,8 @@ def export_lora(
         raise ValueError(f"layout={layout!r} is no layout. {did_you_mean(layout, LAYOUTS)}")
     to = Truncation(rank, energy)
     _check_dtype(dtype)
+    if layout == "peft":  # the other layouts name the component in the file
+        check_choices(component, variant, listed(adapter), [base])
     adapters = adapters_from(adapter, component, allow_pickle)
     opened = open_for(base, component, allow_pickle, variant)
     _refuse_saved_modules(adapters)

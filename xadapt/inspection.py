@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xadapt.adapter_files import file_kind_of
 from xadapt.attached import WIDE
 from xadapt.contract import Adapter, Base
 from xadapt.factors import scaling_of
@@ -21,9 +20,10 @@ from xadapt.folding import layers_of
 from xadapt.kinds import FileKind
 from xadapt.layouts.names import in_base, places_in
 from xadapt.matrix import LowRank
-from xadapt.opening import open_for
+from xadapt.opening import check_choices, open_for
 from xadapt.peft_internals import PEFT_TYPE_TO_PREFIX_MAPPING, PeftType
 from xadapt.reading import read_adapter
+from xadapt.sources import file_kind_of
 from xadapt.workers import each
 
 
@@ -95,6 +95,7 @@ def inspect(
     Raises:
         ValueError: the adapter cannot be read, or does not fit the base.
     """
+    check_choices(component, variant, [adapter], [] if base is None else [base])
     own = file_kind_of(adapter)
     if own is not None:
         return _inspect_files(own, Path(adapter), base, allow_pickle)

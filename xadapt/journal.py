@@ -14,8 +14,9 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from xadapt.files import save_tensors
 
 _PATH, _KEY = "path", "key"
 
@@ -42,7 +43,7 @@ class Journal:
         self.folder.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}.part")
         try:
-            save_file({name: tensor.cpu() for name, tensor in made.items()}, part, {_PATH: path, _KEY: self._key})
+            save_tensors({name: tensor.cpu() for name, tensor in made.items()}, part, {_PATH: path, _KEY: self._key})
             os.replace(part, file)
         finally:
             part.unlink(missing_ok=True)

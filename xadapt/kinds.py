@@ -57,6 +57,9 @@ class FileKind(Kind):
     describe: Callable[[Adapter], Mapping[str, str]] = lambda adapter: {}
     """What `xadapt inspect` says of it beside sizes, by a word or two: {"image projection": "base, 4 tokens"}."""
 
+    applied: str = "`xadapt inspect` says what it is."
+    """How a model gets it: a sentence for those who take it for a LoRA."""
+
 
 def peft_kind(
     name: str,

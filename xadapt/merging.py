@@ -23,8 +23,8 @@ from xadapt.folding import Layer, layers_of
 from xadapt.matrix import Dense
 from xadapt.merge_files import FilePlan, WorkFolder, plan_files
 from xadapt.merge_shard import Change, Summand, bytes_of, write_shard
-from xadapt.opening import open_for, pipeline_of
-from xadapt.sources import AdapterSource, adapters_from, is_path
+from xadapt.opening import check_choices, open_for, pipeline_of
+from xadapt.sources import AdapterSource, adapters_from, is_path, listed
 from xadapt.update import stores_transpose
 from xadapt.version import __version__
 
@@ -152,6 +152,7 @@ def _prepare(
     variant: str | None,
     allow_pickle: bool,
 ) -> _Merge:
+    check_choices(component, variant, listed(adapter), [base])
     opened = open_for(base, component, allow_pickle, variant)
     if not isinstance(opened, CheckpointBase):
         raise ValueError(

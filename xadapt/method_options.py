@@ -36,6 +36,26 @@ def build(method: Method, options: Mapping[str, Any]) -> Any:
     return method.build(**options)
 
 
+PREFIX = "method_"
+
+
+def unprefixed(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as the method calls them: `method_map` is its `map`, where a verb has a `map` of its own.
+
+    Raises:
+        TypeError: one is given twice.
+    """
+    known = {field.name for field in fields_of(method)}
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        bare = name.removeprefix(PREFIX)
+        own = bare if bare in known and name not in known else name
+        if own in found:
+            raise TypeError(f"{own} and {PREFIX}{own} are one option of the method {method.name!r}; give it once.")
+        found[own] = value
+    return found
+
+
 def chosen(method: Method, step: Any) -> dict[str, Any]:
     """Every option of a built method with its value, those left at their default included; JSON's types only."""
     return {field.name: _plain(getattr(step, field.name, None)) for field in fields_of(method)}

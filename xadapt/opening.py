@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from xadapt.adapter_files import Opened
 from xadapt.base import CheckpointBase, LiveBase, open_base
+from xadapt.contract import Adapter
+from xadapt.layouts.opening import DIFFUSERS_NAME
 from xadapt.sources import is_path
 from xadapt.strict_json import read_object
 
@@ -22,6 +25,34 @@ def open_for(
         return open_base(base)
     alone = Path(base).is_dir() and not (Path(base) / INDEX).is_file()
     return open_base(base, component=None if alone else component, allow_pickle=allow_pickle, variant=variant)
+
+
+def check_choices(component: str | None, variant: str | None, adapters: Sequence[Any], bases: Sequence[Any]) -> None:
+    """Refuses a component or variant that nothing given has a choice of. What was opened before may have had one.
+
+    Args:
+        adapters, bases: as the user gave them; None for one that was not given.
+    """
+    if component is not None and not any(map(_has_components, [*adapters, *bases])):
+        raise ValueError(
+            f"component={component!r} chooses in a pipeline's folder, a model of the Hub or a LoRA file, and none of these was given; "
+            "leave component out."
+        )
+    if variant is not None and not any(is_path(base) or isinstance(base, CheckpointBase) for base in bases):
+        raise ValueError(
+            f"variant={variant!r} chooses among a base's files, and no base was given by folder or id; leave variant out."
+        )
+
+
+def _has_components(given: Any) -> bool:
+    if not is_path(given):
+        return isinstance(given, CheckpointBase | Opened | Adapter)
+    path = Path(given)
+    if not path.is_dir():
+        return True  # a LoRA file, or an id of the Hub; what neither is, is told when it is opened
+    return (path / INDEX).is_file() or (
+        (path / DIFFUSERS_NAME).is_file() and not (path / "adapter_config.json").is_file()
+    )
 
 
 def pipeline_of(base: CheckpointBase | LiveBase) -> Mapping[str, Any] | None:

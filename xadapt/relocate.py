@@ -18,7 +18,14 @@ from xadapt.layouts.names import in_base
 from xadapt.peft_internals import check_target_module_exists, get_pattern_key
 
 _PLACES = ("layers_to_transform", "layers_pattern", "exclude_modules")  # said by target_modules, once it lists paths
-_BY_NAME = ("tie", "modules_to_save", "target_parameters", "layer_replication", "trainable_token_indices")
+_TRAIN = "method='distil' trains a fresh adapter there that does the same, on unlabelled data (`xadapt methods` lists the others)."
+_INSTEAD = {
+    "tie": "method='lora_x' or method='aligned' writes a LoRA with an update for each layer; " + _TRAIN,
+    "modules_to_save": _TRAIN + " Or train it again without modules_to_save.",
+    "target_parameters": _TRAIN,
+    "layer_replication": _TRAIN,
+    "trainable_token_indices": _TRAIN,
+}
 
 
 def relocate(adapter: Adapter, bases: Siblings, agree: Side = "both") -> Carried:
@@ -81,11 +88,12 @@ def _moved(adapter: Adapter, owners: Mapping[str, str | None], layers: Mapping[s
 
 
 def _config(config: Any, places: Mapping[str, str]) -> Any:
-    bound = [name for name in _BY_NAME if getattr(config, name, None)]
+    bound = [name for name in _INSTEAD if getattr(config, name, None)]
     if bound:
+        ways = " ".join(dict.fromkeys(_INSTEAD[name] for name in bound))
         raise ValueError(
             f"The target has other names or shapes for some of the adapter's layers, and {some(bound)} of its config is bound to "
-            "names. Train it again without, or rename the target's modules."
+            f"names, so it cannot be taken there as it is. {ways}"
         )
     new = copy.deepcopy(config)
     new.target_modules = "|".join(re.escape(place) for place in sorted(places.values()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from xadapt.errors import did_you_mean
+from xadapt.files import beside, usual_access
 
 
 def save(model: PeftModel, folder: str | PathLike[str], adapter_name: str = "default", **options: Any) -> Path:
@@ -47,7 +47,8 @@ def save(model: PeftModel, folder: str | PathLike[str], adapter_name: str = "def
     if folder.is_dir() and any(folder.iterdir()) and not is_adapter:
         raise ValueError(f"{folder} holds files but no adapter; choose a new folder, or empty this one.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    part = beside(folder)
+    part.mkdir()
     try:
         model.save_pretrained(str(part), selected_adapters=[adapter_name], **options)
         written = part if adapter_name == "default" else part / adapter_name  # PEFT's layout
@@ -60,16 +61,11 @@ def save(model: PeftModel, folder: str | PathLike[str], adapter_name: str = "def
 
 def _put(written: Path, folder: Path) -> None:
     """The finished files to their place: without a config, a folder is no adapter."""
+    for file in written.rglob("*.safetensors"):
+        usual_access(file)
     if not folder.exists():
-        os.chmod(written, 0o777 & ~_umask())  # mkdtemp makes folders for their owner alone
         os.replace(written, folder)
         return
     (folder / CONFIG_NAME).unlink(missing_ok=True)  # or it would stand beside tensors that are not its own
     for path in sorted(written.iterdir(), key=lambda path: path.name == CONFIG_NAME):
         os.replace(path, folder / path.name)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

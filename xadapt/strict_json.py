@@ -1,8 +1,10 @@
-"""JSON files that must be one object in which no key stands twice."""
+"""JSON that every reader takes alike: files that must be one object in which no key stands twice, and numbers that JSON has."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,20 @@ def parse_object(text: bytes, source: str) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise ValueError(f"{source} holds a JSON {type(parsed).__name__}, not an object; copy or save it again.")
     return parsed
+
+
+def as_json(value: Any, **options: Any) -> str:
+    """JSON text. NaN and infinity, for which JSON has no words, become null; what it does not know becomes its str()."""
+    return json.dumps(finite(value), default=str, allow_nan=False, **options)
+
+
+def finite(value: Any) -> Any:
+    """The same mappings and lists, with None for floats that are not finite."""
+    if isinstance(value, Mapping):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _DuplicateKey(Exception):

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from xadapt.files import save_tensors
 from xadapt.finite import is_finite
 
 Maps = tuple[tuple[Tensor, Tensor], ...]
@@ -91,7 +91,7 @@ class Bank:
         partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}
         try:
-            save_file(tensors, partial, metadata=about)
+            save_tensors(tensors, partial, metadata=about)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

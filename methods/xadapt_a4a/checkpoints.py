@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from xadapt.errors import some
+from xadapt.files import save_tensors
 from xadapt.strict_json import read_object
 
 _NAME = re.compile(r"checkpoint-(\d{8,})")
@@ -109,7 +110,7 @@ def write_state(folder: Path, state: RunState, optimizer: torch.optim.Optimizer)
     """training.safetensors and training.json."""
     tensors = optimizer_tensors(optimizer)
     tensors["losses"] = torch.tensor(state.losses, dtype=torch.float64)
-    save_file(tensors, folder / _NUMBERS)
+    save_tensors(tensors, folder / _NUMBERS)
     facts = {"step": state.step, "batch": state.batch, "settings": state.settings, "facts": state.facts}
     (folder / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 

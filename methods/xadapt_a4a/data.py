@@ -19,11 +19,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image, UnidentifiedImageError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from xadapt.contract import Base
 from xadapt.errors import some
+from xadapt.files import save_tensors
 
 from .bars import bar
 from .conditions import Flat, View, family_of, nested
@@ -131,7 +132,7 @@ class Cache:
         path.parent.mkdir(exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
+            save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from diffusers.utils.constants import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from xadapt.contract import Adapter
 from xadapt.errors import some
+from xadapt.files import save_tensors
 from xadapt.finite import is_finite
 from xadapt.strict_json import read_object
 
@@ -52,7 +53,7 @@ def write_ip_adapter(adapter: Adapter, folder: Path) -> None:
     """ip-adapter.safetensors, in the published layout."""
     tensors = read_ip_adapter(adapter.tensors).flat()
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "ip-adapter.safetensors")
+    save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "ip-adapter.safetensors")
 
 
 def is_a4a(path: Path) -> bool:

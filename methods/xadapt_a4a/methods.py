@@ -183,9 +183,17 @@ IP_ADAPTER = FileKind(
     recognises=_is_ip_adapter,
     read=_read_ip_adapter,
     write=_write_ip_adapter,
+    applied="diffusers puts it on the model that it was made for: pipe.load_ip_adapter(…). `xadapt transfer --method a4a` carries it to others.",
     describe=_describe,
 )
-A4A_KIND = FileKind(name="a4a", recognises=_is_a4a, read=_read_a4a, write=_write_a4a, describe=_describe)
+A4A_KIND = FileKind(
+    name="a4a",
+    recognises=_is_a4a,
+    read=_read_a4a,
+    write=_write_a4a,
+    applied="Use it as it is: xadapt.A4AModel.from_pretrained(folder), and adapter.attached(unet, bank) around the pipeline's call.",
+    describe=_describe,
+)
 
 A4A = Method(
     name="a4a",

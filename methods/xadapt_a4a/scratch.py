@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from xadapt.files import save_tensors
 from xadapt.version import __version__
 
 from .coupling import check_choice
@@ -183,7 +183,7 @@ class IPAdapterModel(ReferenceAdapter):
         path = Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            save_file(self.published(), partial)
+            save_tensors(self.published(), partial)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

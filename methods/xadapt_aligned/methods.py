@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from xadapt.contract import Adapter, Method, Siblings, Transfer
+from xadapt.contract import Adapter, Siblings, Transfer
 from xadapt.kinds import PeftKind
-from xadapt_feature import HYBRID_ADA, INPUT_ADA, OUTPUT_ADA
-from xadapt_weight import COPY
+from xadapt_weight.spaces import WRITES, Space, in_each_space
 
 CHOICES = ("choose", "identity", "permutation", "procrustes", "least_squares", "near_identity")
 PRECISIONS = ("float32", "float64")
@@ -41,7 +40,7 @@ class Aligned:
     precision: str = "float64"
     """To sum up and calculate in: "float64", or "float32" at half the memory."""
 
-    space: ClassVar[str] = "parameter"
+    space: ClassVar[Space] = "parameter"
 
     def __post_init__(self) -> None:
         if self.map not in CHOICES:
@@ -58,7 +57,7 @@ class Aligned:
     @property
     def kind(self) -> PeftKind:
         """What is written."""
-        return {"parameter": COPY, "input": INPUT_ADA, "output": OUTPUT_ADA}[self.space].writes  # type: ignore[return-value]  # all three are PeftKinds
+        return WRITES[self.space]
 
     def fit(self, adapter: Adapter, bases: Siblings, batches: Iterable[Any]) -> Transfer:
         """The transfer for adapters on the layers of this one. One pass over the batches, through both networks.
@@ -89,29 +88,13 @@ class AlignedOutput(Aligned):
     space = "output"
 
 
-_READS = (COPY.writes, INPUT_ADA.writes, OUTPUT_ADA.writes, HYBRID_ADA.writes)
-
-ALIGNED = Method(
-    name="aligned",
-    summary="the update carried along learnt maps of both feature spaces, as a LoRA: other widths and depths too",
-    paper=PAPER,
-    reads=_READS,
-    writes=COPY.writes,
-    build=Aligned,
-)
-ALIGNED_INPUT = Method(
-    name="aligned_input",
-    summary="an input adapter, or what the data shows of a LoRA as one, carried along a learnt map of the inputs",
-    paper=PAPER,
-    reads=_READS,
-    writes=INPUT_ADA.writes,
-    build=AlignedInput,
-)
-ALIGNED_OUTPUT = Method(
-    name="aligned_output",
-    summary="an output adapter, or what the data shows of a LoRA as one, carried along a learnt map of the outputs",
-    paper=PAPER,
-    reads=_READS,
-    writes=OUTPUT_ADA.writes,
-    build=AlignedOutput,
+ALIGNED, ALIGNED_INPUT, ALIGNED_OUTPUT = in_each_space(
+    "aligned",
+    {
+        "parameter": "the update carried along learnt maps of both feature spaces, as a LoRA: other widths and depths too",
+        "input": "an input adapter, or what the data shows of a LoRA as one, carried along a learnt map of the inputs",
+        "output": "an output adapter, or what the data shows of a LoRA as one, carried along a learnt map of the outputs",
+    },
+    {"parameter": Aligned, "input": AlignedInput, "output": AlignedOutput},
+    PAPER,
 )

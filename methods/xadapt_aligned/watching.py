@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from xadapt.watching import watching as runs_of
+
 Side = Literal["input", "output"]
 
 
@@ -53,28 +55,17 @@ class Seen:
 def watching(network: nn.Module, sites: Collection[Site]) -> Iterator[Seen]:
     """Notes the features at these sites until the end of the block. The network is in eval mode meanwhile."""
     seen = Seen()
-    modes = {module: module.training for module in network.modules()}
-    hooks = []
-    try:
-        network.eval()
-        for path in dict.fromkeys(site.path for site in sites):
-            inputs, outputs = Site(path, "input"), Site(path, "output")
 
-            def note(
-                module: nn.Module, args: Any, kwargs: Any, result: Any, inputs: Site = inputs, outputs: Site = outputs
-            ) -> None:
-                if inputs in sites:
-                    seen.note(inputs, _first(args or tuple(kwargs.values()), inputs))
-                if outputs in sites:
-                    seen.note(outputs, _first(result if isinstance(result, tuple) else (result,), outputs))
+    def note(path: str, module: nn.Module, read: Tensor | None, result: Tensor | None) -> None:
+        for site, features in ((Site(path, "input"), read), (Site(path, "output"), result)):
+            if site not in sites:
+                continue
+            if features is None:
+                raise ValueError(f"{path} has no tensor as its {site.side}, so its features cannot be looked at.")
+            seen.note(site, features)
 
-            hooks.append(network.get_submodule(path).register_forward_hook(note, with_kwargs=True))
+    with runs_of(network, (site.path for site in sites), note):
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes.items():
-            module.training = training
 
 
 def run(network: nn.Module, batch: Mapping[str, Any], role: str) -> Any:
@@ -89,9 +80,3 @@ def run(network: nn.Module, batch: Mapping[str, Any], role: str) -> Any:
             f"The {role}'s forward ({type(network).__name__}) does not take a batch of {', '.join(batch)}: {error}. A batch is a "
             "dict of arguments that both bases' forwards take."
         ) from error
-
-
-def _first(values: tuple[Any, ...], site: Site) -> Tensor:
-    if not values or not isinstance(values[0], Tensor):
-        raise ValueError(f"{site.path} has no tensor as its {site.side}, so its features cannot be looked at.")
-    return values[0]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
-from xadapt.contract import Adapter, Method, Siblings, Transfer
+from xadapt.contract import Adapter, Siblings, Transfer
 from xadapt.kinds import PeftKind
-from xadapt_feature import FULL_ADA, HYBRID_ADA, INPUT_ADA, OUTPUT_ADA
-from xadapt_weight import COPY
+from xadapt_feature import FULL_ADA
+from xadapt_weight.spaces import LOW_RANK, WRITES, Space, in_each_space
 
 PAPER = "Distilling the change of behaviour; for LoRAs, Trans-LoRA: https://arxiv.org/abs/2405.17258"
 
@@ -42,7 +42,7 @@ class Distil:
     save_every: int = 100
     """Steps between two of those."""
 
-    kind: ClassVar[PeftKind] = cast(PeftKind, COPY.writes)
+    space: ClassVar[Space] = "parameter"
 
     def __post_init__(self) -> None:
         for name, least in (("rank", 1), ("steps", 1), ("save_every", 1), ("seed", 0)):
@@ -58,6 +58,11 @@ class Distil:
                 )
         if not _is_number(self.weight_decay) or self.weight_decay < 0:
             raise ValueError(f"weight_decay={self.weight_decay!r}: a number from 0 on.")
+
+    @property
+    def kind(self) -> PeftKind:
+        """What is trained and written."""
+        return WRITES[self.space]
 
     def fit(self, adapter: Adapter, bases: Siblings, batches: Iterable[Any]) -> Transfer:
         """The trained transfer, for this adapter and this target.
@@ -83,39 +88,26 @@ def _is_number(value: Any) -> bool:
 class DistilInput(Distil):
     """The same, with an input adapter."""
 
-    kind = cast(PeftKind, INPUT_ADA.writes)
+    space = "input"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistilOutput(Distil):
     """The same, with an output adapter."""
 
-    kind = cast(PeftKind, OUTPUT_ADA.writes)
+    space = "output"
 
 
-_READS = (COPY.writes, INPUT_ADA.writes, OUTPUT_ADA.writes, HYBRID_ADA.writes, FULL_ADA.writes)
+_SUMMARY = "a fresh {}, trained on unlabelled inputs to change the target as the adapter changed the source"
 
-DISTIL = Method(
-    name="distil",
-    summary="a fresh LoRA, trained on unlabelled inputs to change the target as the adapter changed the source",
-    paper=PAPER,
-    reads=_READS,
-    writes=COPY.writes,
-    build=Distil,
-)
-DISTIL_INPUT = Method(
-    name="distil_input",
-    summary="a fresh input adapter, trained on unlabelled inputs to change the target as the adapter changed the source",
-    paper=PAPER,
-    reads=_READS,
-    writes=INPUT_ADA.writes,
-    build=DistilInput,
-)
-DISTIL_OUTPUT = Method(
-    name="distil_output",
-    summary="a fresh output adapter, trained on unlabelled inputs to change the target as the adapter changed the source",
-    paper=PAPER,
-    reads=_READS,
-    writes=OUTPUT_ADA.writes,
-    build=DistilOutput,
+DISTIL, DISTIL_INPUT, DISTIL_OUTPUT = in_each_space(
+    "distil",
+    {
+        "parameter": _SUMMARY.format("LoRA"),
+        "input": _SUMMARY.format("input adapter"),
+        "output": _SUMMARY.format("output adapter"),
+    },
+    {"parameter": Distil, "input": DistilInput, "output": DistilOutput},
+    PAPER,
+    reads=(*LOW_RANK, FULL_ADA.writes),
 )

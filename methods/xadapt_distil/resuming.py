@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from xadapt.files import save_tensors
 
 FILE = "distil.safetensors"
 
@@ -34,7 +35,7 @@ def save_state(
     place.mkdir(parents=True, exist_ok=True)
     part_file = place / f".{FILE}.{os.getpid()}"
     try:
-        save_file(tensors, part_file, metadata={"settings": json.dumps(dict(settings), sort_keys=True)})
+        save_tensors(tensors, part_file, metadata={"settings": json.dumps(dict(settings), sort_keys=True)})
         os.replace(part_file, place / FILE)
     finally:
         part_file.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from xadapt.kinds import PeftKind
 from xadapt_feature import HYBRID_ADA, INPUT_ADA, OUTPUT_ADA
 
 from .methods import LORA
+from .spaces import LOW_RANK
 
 if TYPE_CHECKING:
     from xadapt.truncate import Truncation
@@ -131,8 +132,6 @@ def _truncation(options: _Subspace) -> Truncation:
     return Truncation(options.rank, options.energy if asked else 0.99)
 
 
-_FEATURE = (INPUT_ADA.writes, OUTPUT_ADA.writes, HYBRID_ADA.writes)
-
 PINV_INPUT = Method(
     name="pinv_input",
     summary="an existing LoRA re-expressed on its base as an input adapter, by a ridge pseudo-inverse",
@@ -153,7 +152,7 @@ LORA_X = Method(
     name="lora_x",
     summary="the update projected on the target weights' leading singular subspaces, as a LoRA",
     paper="LoRA-X, https://arxiv.org/abs/2501.16559",
-    reads=(LORA, *_FEATURE),
+    reads=LOW_RANK,
     writes=LORA,
     build=LoraX,
 )
@@ -161,7 +160,7 @@ PROLORA = Method(
     name="prolora",
     summary="the update's parts inside and outside the source's singular subspaces, each taken to the target's, as a LoRA",
     paper="ProLoRA, https://arxiv.org/abs/2506.04244",
-    reads=(LORA, *_FEATURE),
+    reads=LOW_RANK,
     writes=LORA,
     build=ProLora,
 )

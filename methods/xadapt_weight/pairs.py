@@ -79,8 +79,9 @@ def pairs_of(adapter: Adapter, bases: Siblings, agree: Side) -> tuple[list[Layer
     """
     if names := sorted(saved_modules(adapter)):
         raise ValueError(
-            f"The adapter brings along whole modules of its own (modules_to_save): {some(names)}. From weights alone they "
-            "cannot be carried to another base; use copy, or train without modules_to_save."
+            f"The adapter brings along whole modules of its own (modules_to_save): {some(names)}. This method "
+            "cannot carry them to another base: method='copy' takes them along to one with the same names and shapes, and "
+            "method='distil' trains a fresh adapter that does the same."
         )
     layers = layers_of([adapter], bases.source)
     to = counterparts([layer.path for layer in layers], bases, agree)

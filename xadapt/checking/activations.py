@@ -5,8 +5,7 @@ Of a batch, some rows of the source's features are kept until the target has run
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 
 from xadapt.contract import Siblings
 from xadapt.data.batches import on_device
-from xadapt.evaluating import in_eval_mode
 from xadapt.feature_rows import rows_of
 from xadapt.finite import is_finite
 from xadapt.progress import track
+from xadapt.watching import watching
 
 from .similarity import FeatureLikeness
 
@@ -84,33 +83,18 @@ def features(
     by its outputs twice.
     """
     seen: dict[str, tuple[Sample, Sample]] = {}
-    with torch.no_grad(), in_eval_mode(model), _watching(model, paths, seen, batch, name):
+
+    def note(path: str, module: nn.Module, read: Tensor | None, result: Tensor | None) -> None:
+        if path in seen or read is None or result is None:
+            return
+        reads = read if read.is_floating_point() else result
+        _check_finite(reads, f"{path} of {name} reads")
+        _check_finite(result, f"{path} of {name} returns")
+        seen[path] = _sample(rows_of(reads, module, batch)), _sample(rows_of(result, module, batch))
+
+    with torch.no_grad(), watching(model, paths, note):
         model(**on_device(batch, model))
     return seen
-
-
-@contextmanager
-def _watching(
-    model: nn.Module, paths: Iterable[str], seen: dict[str, tuple[Sample, Sample]], batch: Mapping[str, Any], name: str
-) -> Iterator[None]:
-    def watch(path: str) -> Any:
-        def keep(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
-            read = next((one for one in (*arguments, *options.values()) if isinstance(one, Tensor)), None)
-            if path in seen or read is None or not isinstance(result, Tensor):
-                return
-            reads = read if read.is_floating_point() else result
-            _check_finite(reads, f"{path} of {name} reads")
-            _check_finite(result, f"{path} of {name} returns")
-            seen[path] = _sample(rows_of(reads, module, batch)), _sample(rows_of(result, module, batch))
-
-        return model.get_submodule(path).register_forward_hook(keep, with_kwargs=True)
-
-    handles = [watch(path) for path in paths]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _sample(rows: Tensor) -> Sample:

@@ -13,7 +13,7 @@ from xadapt.contract import Adapter, Siblings
 from xadapt.data.amount import Amount
 from xadapt.data.opening import open_data
 from xadapt.kinds import PeftKind
-from xadapt.opening import open_for
+from xadapt.opening import check_choices, open_for
 from xadapt.origin import match_base
 from xadapt.progress import showing
 from xadapt.siblings import Pair
@@ -58,8 +58,12 @@ def check(
         thresholds: other numbers for the verdicts.
 
     Raises:
-        ValueError: the adapter does not fit the source, a base or the data cannot be used, or something holds NaN or infinity.
+        ValueError: something is asked for that says nothing here, the adapter does not fit the source, a base or the data cannot be used, or something holds NaN or infinity.
     """
+    if data is None and (amount is not None or tokenizer is not None):
+        given = "amount" if tokenizer is None else "tokenizer"
+        raise ValueError(f"{given} says how data is read, and no data was given: pass data=…, or leave {given} out.")
+    check_choices(component, variant, [adapter], [source, target])
     read = open_adapter(adapter, component, allow_pickle)
     here, there = (open_for(base, component, allow_pickle, variant) for base in (source, target))
     bases = Pair(here, there, map)

@@ -23,7 +23,7 @@ class LayerMeasures:
     """Why this counterpart, or why none."""
 
     weight_drift: float | None = None
-    """‖W′ − W‖ / ‖W‖."""
+    """‖W′ − W‖ / ‖W‖; None too where W is zero and W′ is not."""
 
     weight_cosine: float | None = None
     """cos(W, W′) of the weights as vectors (Revisit Model Adaptation, Fig. 2)."""

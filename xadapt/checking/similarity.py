@@ -20,7 +20,7 @@ ITERATIONS = 2  # of subspace iteration: Halko, Martinsson, Tropp 2011, §4.5
 class WeightLikeness:
     """Two weights of one shape."""
 
-    drift: float  # ‖W′ − W‖ / ‖W‖
+    drift: float | None  # ‖W′ − W‖ / ‖W‖; None for a W of zeros, beside which nothing has a size
     cosine: float
     norm: float  # ‖W‖
     norm_there: float  # ‖W′‖
@@ -37,7 +37,7 @@ def weight_likeness(source: Tensor, target: Tensor) -> WeightLikeness:
         there += float(b.square().sum())
     size = (here * there) ** 0.5
     return WeightLikeness(
-        drift=(apart / here) ** 0.5 if here else (0.0 if not there else float("inf")),
+        drift=(apart / here) ** 0.5 if here else (None if there else 0.0),
         cosine=inner / size if size else (1.0 if here == there else 0.0),
         norm=here**0.5,
         norm_there=there**0.5,

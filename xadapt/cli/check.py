@@ -6,7 +6,8 @@ Without --data only headers and weights are read, a pair of tensors at a time. E
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from xadapt.cli.options import (
     add_component,
@@ -17,14 +18,20 @@ from xadapt.cli.options import (
     add_report,
     add_variant,
     amount_of,
+    check_report_place,
     in_flags,
     print_json,
     show_progress,
 )
+from xadapt.cli.tables import WHOLE, Names, narrowed, numbers, table_of, too_wide
+from xadapt.layer_names import grouped, merged, pattern_of, wording_of
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
+    from xadapt.checking.decisions import LayerVerdict
+    from xadapt.checking.measures import LayerMeasures
     from xadapt.checking.report import CheckReport
 
 NAME = "check"
@@ -50,6 +57,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Checks, and says what was found."""
     from xadapt.checking.check import check
+
+    check_report_place(arguments)
 
     found = check(
         arguments.adapter,
@@ -91,31 +100,61 @@ def _print(found: CheckReport) -> None:
         )
     for line in [*lines, *found.notes, *([f"activations on {found.data}"] if found.data else [])]:
         console.print(line)
-    console.print(_table(found))
+    console.print()
+    judged = list(zip(found.layers, found.decision.layers, strict=True))
+    for group in grouped(judged, lambda one: (one[1].way, one[1].doubtful, wording_of(one[1].why))):
+        count = "1 layer" if len(group) == 1 else f"{len(group)} layers"
+        console.print(f"{count} {_way(group[0][1])}: {merged([verdict.why for _, verdict in group])}")
+    _print_tables(console, judged)
 
 
-def _table(found: CheckReport) -> Table:
-    from rich.table import Table
+def _print_tables(console: Console, judged: Sequence[tuple[LayerMeasures, LayerVerdict]]) -> None:
+    """A line for layers that differ in their numbers and have one verdict; what was measured of weights, and of features."""
+    names = Names([(layer.source, layer.target) for layer, _ in judged])
+    several = len({_way(verdict) for _, verdict in judged}) > 1
+    groups = grouped(judged, lambda one: (pattern_of(one[0].source), pattern_of(one[0].target or ""), _way(one[1])))
+    together = len(groups) < len(judged)
 
-    columns: dict[str, str] = {"drift": "weight_drift", "cosine": "weight_cosine"}
-    columns |= {"inputs ∩": "inputs_overlap", "outputs ∩": "outputs_overlap", "‖ΔW‖/‖W‖": "update_share"}
-    columns |= {"ΔW changes": "update_change"}
-    if found.data:
-        columns |= {"inputs moved": "inputs_moved", "outputs moved": "outputs_moved", "CKA in": "inputs_cka"}
-        columns |= {"CKA out": "outputs_cka"}
-    table = Table()
-    table.add_column("layer", overflow="fold")
-    table.add_column("carried")
-    for name in columns:
-        table.add_column(name, justify="right")
-    table.add_column("why", overflow="fold")
-    for layer, verdict in zip(found.layers, found.decision.layers, strict=True):
-        row = [layer.source if layer.target in (layer.source, None) else f"{layer.source} → {layer.target}"]
-        row.append(verdict.way + (", doubtful" if verdict.doubtful else ""))
-        row += [_number(getattr(layer, name)) for name in columns.values()]
-        table.add_row(*row, verdict.why)
-    return table
+    def table(measures: Mapping[str, str], spread: bool, width: int) -> Table:
+        rows = []
+        for group in groups:
+            layers = [layer for layer, _ in group]
+            row = [*names.of([(layer.source, layer.target) for layer in layers], width)]
+            row += [_way(group[0][1]) if several else "", str(len(group)) if together else ""]
+            rows.append(row + [numbers((getattr(layer, name) for layer in layers), spread) for name in measures])
+        return table_of(["layer", "target", "carried", "", *measures.values()], rows, texts=3)
+
+    def show(measures: Mapping[str, str]) -> None:
+        whole = table(measures, spread=True, width=WHOLE)
+        if not too_wide(console, whole):
+            console.print(whole)
+            return
+        console.print(narrowed(console, lambda width: table(measures, spread=False, width=width)))
+        if together:
+            console.print("means over a line's layers; a wider terminal shows from where to where, --json each layer")
+
+    show(_OF_WEIGHTS)
+    if any(getattr(layer, name) is not None for layer, _ in judged for name in _OF_FEATURES):
+        show(_OF_FEATURES)
+    if names.legend:
+        console.print(names.legend)
 
 
-def _number(value: Any) -> str:
-    return "" if value is None else f"{value:.3f}"
+_OF_WEIGHTS = {
+    "weight_drift": "drift",
+    "weight_cosine": "cosine",
+    "inputs_overlap": "inputs\n∩",
+    "outputs_overlap": "outputs\n∩",
+    "update_share": "‖ΔW‖\n/‖W‖",
+    "update_change": "ΔW\nchanges",
+}
+_OF_FEATURES = {
+    "inputs_moved": "inputs\nmoved",
+    "outputs_moved": "outputs\nmoved",
+    "inputs_cka": "inputs'\nCKA",
+    "outputs_cka": "outputs'\nCKA",
+}
+
+
+def _way(verdict: LayerVerdict) -> str:
+    return verdict.way + (", doubtful" if verdict.doubtful else "")

@@ -58,9 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from xadapt.export import export_lora
+    from xadapt.opening import check_choices
     from xadapt.sources import adapters_from
 
     outs = _outs(arguments.base, arguments.out, arguments.layout)
+    if arguments.layout == "peft":
+        check_choices(arguments.component, arguments.variant, arguments.adapter, arguments.base)
     adapters = adapters_from(arguments.adapter, arguments.component, arguments.allow_pickle)
     reports: list[ExportReport] = []
     for base, out in outs.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xadapt.refused import Refused
+from xadapt.strict_json import as_json
 
 if TYPE_CHECKING:
     from xadapt.data.amount import Amount
@@ -30,10 +30,12 @@ _VALUES = (
     "source",
     "samples",
     "max_tokens",
+    "method_map",
 )
 _NOT_WITHIN = r"(?<![\w/.=-])"  # a longer name, or a path
 _SWITCH = re.compile(rf"{_NOT_WITHIN}({'|'.join(_SWITCHES)})=True\b")
 _VALUE = re.compile(rf"{_NOT_WITHIN}({'|'.join(_VALUES)})=(?!None\b)('[^']*'(?: or '[^']*')*|-?[\w…]+(?:\.\w+)*)")
+_TWICE = re.compile(r"(--([\w-]+)(?: …)?) \(--\2\)")  # messages that name both spellings
 _WEIGHTS = re.compile(rf"{_NOT_WITHIN}weights=\[([^]]*)\]")
 
 
@@ -44,6 +46,7 @@ def as_flags(message: str) -> str:
         lambda match: f"--{match[1].replace('_', '-')} {match[2].replace(chr(39), '').removeprefix('torch.')}",
         message,
     )
+    message = _TWICE.sub(r"\1", message)
     return _WEIGHTS.sub(lambda match: " ".join(f"--weight {one.strip()}" for one in match[1].split(",")), message)
 
 
@@ -94,19 +97,30 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_data(parser: argparse.ArgumentParser, what: str, required: bool = False) -> None:
     """--data, and how much of it."""
     parser.add_argument("--data", required=required, metavar="FILE", help=what)
-    parser.add_argument("--samples", type=int, default=64, help="of the data, from its start (default: 64)")
-    parser.add_argument("--max-tokens", type=int, default=256, help="of each text (default: 256)")
-    parser.add_argument("--batch", type=int, default=8, help="samples in one forward (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, help="of whatever is drawn at random (default: 0)")
+    parser.add_argument("--samples", type=int, help="of the data, from its start (default: 64)")
+    parser.add_argument("--max-tokens", type=int, help="of each text (default: 256)")
+    parser.add_argument("--batch", type=int, help="samples in one forward (default: 8)")
+    parser.add_argument("--seed", type=int, help="of whatever is drawn at random (default: 0)")
 
 
-def amount_of(arguments: argparse.Namespace) -> Amount:
-    """How much data was asked for."""
+def amount_of(arguments: argparse.Namespace, *elsewhere: str) -> Amount | None:
+    """How much data was asked for; None where nothing was said of it.
+
+    Args:
+        elsewhere: what has a meaning without data too.
+
+    Raises:
+        ValueError: something is said of data, and none was given.
+    """
     from xadapt.data.amount import Amount
 
-    return Amount(
-        samples=arguments.samples, max_tokens=arguments.max_tokens, batch=arguments.batch, seed=arguments.seed
-    )
+    named = ("samples", "max_tokens", "batch", "seed")
+    told = {name: getattr(arguments, name) for name in named if getattr(arguments, name) is not None}
+    idle = [f"--{name.replace('_', '-')}" for name in told if name not in elsewhere]
+    if arguments.data is None and idle:
+        what = " and ".join(idle)
+        raise ValueError(f"{what}: of what --data names, and there is none. Pass --data, or leave {what} out.")
+    return Amount(**told) if told else None
 
 
 def add_map(parser: argparse.ArgumentParser) -> None:
@@ -119,13 +133,21 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_report_place(arguments: argparse.Namespace) -> None:
+    """ValueError where --report cannot be written, before the work for it is done."""
+    if arguments.report:
+        from xadapt.report import check_report
+
+        check_report(arguments.report)
+
+
 def show_progress(arguments: argparse.Namespace) -> bool:
     """Whether somebody is looking."""
     return sys.stderr.isatty() and not arguments.json
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=str))
+    print(as_json(value, indent=2))
 
 
 def size(nbytes: float) -> str:

@@ -23,21 +23,27 @@ from xadapt.cli.options import (
     add_variant,
     amount_of,
     as_flags,
+    check_report_place,
     in_flags,
     print_json,
     show_progress,
     size,
 )
+from xadapt.cli.tables import Names, narrowed, table_of
+from xadapt.layer_names import grouped, merged, pattern_of, wording_of
 from xadapt.method_options import fields_of, help_of, parse, type_of
 from xadapt.progress import showing
 from xadapt.refused import Refused
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from xadapt.contract import Method
-    from xadapt.transferring.result import TransferPlan
+    from xadapt.transferring.result import PlannedLayer, TransferPlan
 
 NAME = "transfer"
-_PREFIX = "option_"
+_PREFIX = "method_"  # as the Python function takes an option whose name it has itself
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -113,9 +119,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from xadapt.transferring.transfer import plan_transfer, transfer
 
+    if arguments.plan and arguments.report:
+        raise ValueError("--plan writes nothing, so no --report either: leave one of the two out.")
+    check_report_place(arguments)
     outs = _outs(arguments.target, arguments.out)
     adapter, source = _open(arguments, len(outs))
     settings = _settings(arguments)
+    amount = amount_of(arguments, "seed")
     done: list[dict[str, Any]] = []
     errors: list[ValueError] = []
     for target, out in outs.items():
@@ -144,7 +154,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 out=out,
                 partial=arguments.partial,
                 trust_source=arguments.trust_source,
-                amount=amount_of(arguments),
+                amount=amount,
                 **settings,
             )
         except ValueError as error:
@@ -158,7 +168,7 @@ def _run(arguments: argparse.Namespace) -> int:
         done.append(result.as_dict())
         if not arguments.json:
             print(result.summary())
-    if arguments.report and not arguments.plan:
+    if arguments.report:
         from xadapt.report import write_report
 
         write_report(arguments.report, transfers=[one for one in done if "error" not in one])
@@ -174,18 +184,19 @@ def _open(arguments: argparse.Namespace, targets: int) -> tuple[Any, Any]:
     if targets == 1:
         return arguments.adapter, arguments.source
     from xadapt.adapter_files import Opened, open_adapter
-    from xadapt.opening import open_for
+    from xadapt.opening import check_choices, open_for
 
     component, pickles = arguments.component, arguments.allow_pickle
     given = arguments.source
+    check_choices(component, arguments.variant, [arguments.adapter], [given, *arguments.target])
     source = None if given is None else open_for(given, component, pickles, arguments.variant)
     return Opened(open_adapter(arguments.adapter, component, pickles), arguments.adapter), source
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("data", "map", "component", "seed", "variant", "allow_pickle", "overwrite")
-    options = {name.removeprefix(_PREFIX): value for name, value in vars(arguments).items() if name.startswith(_PREFIX)}
-    return {name: getattr(arguments, name) for name in names} | options
+    names = ("data", "map", "component", "variant", "allow_pickle", "overwrite")
+    options = {name: value for name, value in vars(arguments).items() if name.startswith(_PREFIX)}
+    return {name: getattr(arguments, name) for name in names} | {"seed": arguments.seed or 0} | options
 
 
 def _outs(targets: Sequence[str], out: Path) -> dict[str, Path]:
@@ -200,22 +211,37 @@ def _outs(targets: Sequence[str], out: Path) -> dict[str, Path]:
 
 def _print_plan(plan: TransferPlan) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(markup=False, highlight=False)
     learns = ", after learning from data" if plan.learns else ""
     console.print(f"{plan.out}: {plan.adapter} from {plan.source} to {plan.target} by {plan.method}{learns}")
     console.print(
         f"{plan.reads} → {plan.writes}; the adapter is {size(plan.adapter_bytes)}, the weights of its layers in both bases "
-        f"{size(plan.weight_bytes)}" + ("; both models would be loaded" if plan.loads_models else "")
+        f"{size(plan.weight_bytes)}" + (f"; {' and '.join(plan.loads)} would be loaded" if plan.loads else "")
     )
-    table = Table()
-    for column in ("source layer", "target layer", "why"):
-        table.add_column(column, overflow="fold")
-    for layer in plan.layers:
-        table.add_row(layer.source, layer.target or "none", layer.reason)
     if plan.layers:  # formats of a plug-in's own have none that could be told
-        console.print(table)
+        _print_layers(console, plan.layers)
     if plan.refused:
         console.print(f"It would be refused: {as_flags(plan.refused)}")
     console.print("A plan: nothing is written.")
+
+
+def _print_layers(console: Console, layers: Sequence[PlannedLayer]) -> None:
+    """Why each goes where, and where; those that differ in their numbers in one line."""
+    for group in grouped(layers, lambda one: (one.relation, wording_of(one.reason))):
+        count = "1 layer" if len(group) == 1 else f"{len(group)} layers"
+        console.print(f"{count}: {merged([layer.reason for layer in group])}")
+    names = Names([(layer.source, layer.target) for layer in layers])
+    groups = grouped(layers, lambda one: (pattern_of(one.source), pattern_of(one.target or "none")))
+
+    def table(width: int) -> Table:
+        rows = []
+        for group in groups:
+            here, there = names.of([(layer.source, layer.target) for layer in group], width)
+            count = str(len(group)) if len(groups) < len(layers) else ""
+            rows.append([here, "none" if group[0].target is None else there, count])
+        return table_of(["layer", "target", ""], rows, texts=2)
+
+    console.print(narrowed(console, table))
+    if names.legend:
+        console.print(names.legend)

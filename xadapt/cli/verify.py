@@ -7,6 +7,7 @@ transferred adapter does not load onto the target.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from xadapt.cli.options import (
@@ -17,12 +18,16 @@ from xadapt.cli.options import (
     add_report,
     add_variant,
     amount_of,
+    check_report_place,
     in_flags,
     print_json,
     show_progress,
 )
+from xadapt.cli.tables import table_of
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from xadapt.verifying.report import VerifyReport
 
 NAME = "verify"
@@ -62,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Verifies, and says what was found."""
     from xadapt.verifying.verify import verify
 
+    check_report_place(arguments)
+
     found = verify(
         arguments.source,
         arguments.target,
@@ -92,28 +99,35 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print(found: VerifyReport) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(markup=False, highlight=False)
     console.print(f"{found.transferred} on {found.target}, beside {found.adapter} on {found.source}")
     console.print(f"on {found.data}" + (f"; neutral: {found.neutral}" if found.neutral else ""))
     console.print(found.verdict)
-    names = list(dict.fromkeys(name for row in found.rows for name in row.metrics))
-    table = Table()
-    table.add_column("model")
-    for column in ("score", "direction", "strength", "retention", *names):
-        table.add_column(column, justify="right")
-    for row in found.rows:
-        if row.error:
-            table.add_row(row.name, "cannot be loaded")
-            continue
-        one = row.agreement
-        values = [None, None, None] if one is None else [one.score, one.direction, one.strength]
-        cells = [*values, row.retention, *(row.metrics.get(name) for name in names)]
-        table.add_row(row.name, *("" if cell is None else f"{cell:.3f}" for cell in cells))
-    console.print(table)
+    for table in _tables(found):
+        console.print(table)
     for row in found.rows:
         if row.error:
             console.print(f"{row.name}: {row.error}")
     for note in found.notes:
         console.print(note)
+
+
+def _tables(found: VerifyReport) -> Iterator[Table]:
+    """A line for each model; of metrics there may be many, so a line for each of these."""
+    rows = []
+    for row in found.rows:
+        name = row.name if row.error is None else f"{row.name} (cannot be loaded)"
+        one = row.agreement
+        agreed = (None, None, None) if one is None else (one.score, one.direction, one.strength)
+        rows.append([name, *map(_number, (*agreed, row.retention))])
+    yield table_of(["model", "score", "direction", "strength", "retention"], rows)
+    names = list(dict.fromkeys(name for row in found.rows for name in row.metrics))
+    if names:
+        shown = [row for row in found.rows if row.metrics]
+        measured = [[name, *(_number(row.metrics.get(name)) for row in shown)] for name in names]
+        yield table_of(["metric", *(row.name.replace(" ", "\n") for row in shown)], measured)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

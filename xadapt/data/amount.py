@@ -21,6 +21,10 @@ class Amount:
     seed: int = 0
     """Of noise and random conditioning, for denoisers."""
 
+    def chosen(self, *names: str) -> list[str]:
+        """Which of these are others than by default."""
+        return [name for name in names if getattr(self, name) != getattr(Amount, name)]
+
     def __post_init__(self) -> None:
         for name in ("samples", "max_tokens", "batch"):
             value = getattr(self, name)

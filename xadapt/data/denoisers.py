@@ -49,17 +49,18 @@ def random_inputs(
 
     size, channels = size_of(config), int(config.get("in_channels") or 4)
     inputs: dict[str, Any] = {"timestep": times}
-    grid = normal(channels, *size) if latents is None else latents
     if "img_ids" in wanted:  # FLUX: latents as a row of 2 × 2 patches, times from 0 to 1
         rows, columns = size[0] // 2, size[1] // 2
-        inputs["hidden_states"] = normal(rows * columns, channels)
+        inputs["hidden_states"] = normal(rows * columns, channels) if latents is None else _packed(latents, channels)
         inputs["timestep"] = times / 1000
         inputs["img_ids"] = torch.tensor([(0.0, row, column) for row in range(rows) for column in range(columns)])
         inputs["txt_ids"] = torch.zeros(TOKENS, 3)
         if config.get("guidance_embeds"):
             inputs["guidance"] = torch.full((len(times),), 3.5)
     else:
-        inputs["sample" if "sample" in wanted else "hidden_states"] = grid
+        inputs["sample" if "sample" in wanted else "hidden_states"] = (
+            normal(channels, *size) if latents is None else latents
+        )
     width = next((config[name] for name in _WIDTHS if isinstance(config.get(name), int)), None)
     if "encoder_hidden_states" in wanted:
         if width is None:
@@ -73,6 +74,17 @@ def random_inputs(
     if "added_cond_kwargs" in wanted:
         inputs["added_cond_kwargs"] = _added(config, normal, size)
     return inputs
+
+
+def _packed(latents: Tensor, width: int) -> Tensor:
+    """FLUX's (count, height/2 · width/2, 4 · channels) of latents (count, channels, height, width), a patch of 2 × 2 a row."""
+    count, channels, height, across = latents.shape
+    if 4 * channels != width:
+        raise ValueError(
+            f"The VAE's latents have {channels} channels, and this denoiser takes {width} for a patch, not {4 * channels}."
+        )
+    patches = latents.view(count, channels, height // 2, 2, across // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(count, (height // 2) * (across // 2), width)
 
 
 _WIDTHS = ("caption_channels", "joint_attention_dim", "cross_attention_dim")

@@ -16,7 +16,7 @@ from xadapt.contract import Base
 from .amount import Amount
 from .batches import Batches, rows_in, token_batches
 from .denoisers import is_denoiser, random_inputs, random_times
-from .images import images_in, noised_latents
+from .images import images_in, images_of_rows, noised_latents
 from .texts import Sample, from_row, read_texts
 from .tokenizing import check_ids, encode
 
@@ -30,21 +30,25 @@ def open_data(
 
     Args:
         data: a text file (a sample a line), a .jsonl file (rows with "text" or "messages"), a folder of pictures, a
-            `datasets.Dataset` of such rows, a list of texts, a tensor of token ids (samples, length), or batches: an iterable of
+            `datasets.Dataset` of such rows or, for denoisers, of pictures, a list of texts, a tensor of token ids (samples, length), or batches: an iterable of
             dicts of arguments of the forward. "random", for denoisers: latents, times and conditioning drawn from the config.
         amount: how much of it.
         tokenizer: for live models, which have none beside them.
 
     Raises:
-        ValueError: the data is empty, cannot be read, or is nothing that these bases take.
+        ValueError: the data is empty, cannot be read, or is nothing that these bases take; or `amount` or `tokenizer` say something
+            that such data does not heed.
         TypeError: it is of no known sort.
     """
     much = amount or Amount()
     if isinstance(data, Batches):
+        _check_heeded(much.chosen("samples", "max_tokens", "batch"), tokenizer, "batches that are open already")
         return data
     if is_denoiser(target):
+        _check_heeded(much.chosen("max_tokens"), tokenizer, "a denoiser's data")
         return _for_denoiser(data, target, much)
     if isinstance(data, Tensor):
+        _check_heeded([], tokenizer, "a tensor of token ids")
         return _tokens(data, source, target, much)
     if isinstance(data, str | PathLike):
         samples, said = _read(Path(data), much), str(data)
@@ -58,6 +62,7 @@ def open_data(
         if all(isinstance(one, str) for one in first):
             samples, said = list(first), "texts"
         else:
+            _check_heeded(much.chosen("max_tokens", "batch"), tokenizer, "batches")
             return _given(first)
     else:
         raise TypeError(f"data={type(data).__name__}: {_SORTS}.")
@@ -69,6 +74,13 @@ def open_data(
     return Batches(batches, f"{said}: {len(ids)} samples, {rows:,} tokens", rows)
 
 
+def _check_heeded(told: Sequence[str], tokenizer: Any, what: str) -> None:
+    """ValueError where something is asked for that this sort of data leaves as it is."""
+    names = [*told, *(["tokenizer"] if tokenizer is not None else [])]
+    if names:
+        raise ValueError(f"{' and '.join(names)} would change nothing of {what}; leave {' and '.join(names)} out.")
+
+
 _SORTS = (
     "data is a text or JSONL file, a folder of pictures, a datasets.Dataset, a list of texts, a tensor of token ids, or batches "
     "(dicts of the forward's arguments)"
@@ -76,6 +88,10 @@ _SORTS = (
 
 
 def _read(path: Path, amount: Amount) -> Sequence[Sample]:
+    if str(path) == "random":
+        raise ValueError(
+            "data='random' is for denoisers, whose inputs are noise; a language model reads a text or JSONL file."
+        )
     if not path.exists():
         raise ValueError(f"{path} is not there; {_SORTS}.")
     if path.is_dir():
@@ -128,13 +144,20 @@ def _for_denoiser(data: Any, base: Base, amount: Amount) -> Batches:
         times = random_times(len(paths), generator)
         latents = noised_latents(paths, base, times, generator)
         said = f"{folder}: {len(paths)} pictures, noised, with random conditioning"
+    elif hasattr(data, "column_names"):
+        pictures = images_of_rows(data, amount.samples)
+        times = random_times(len(pictures), generator)
+        latents = noised_latents(pictures, base, times, generator)
+        said = f"a dataset: {len(pictures)} pictures, noised, with random conditioning"
     elif isinstance(data, Iterable) and not isinstance(data, Mapping | Tensor):
         first = list(islice(data, amount.samples))
         if not first:
             raise ValueError("The data is empty: it has no batch.")
         return _given(first)
     else:
-        raise TypeError(f"data={type(data).__name__}: a denoiser's is a folder of pictures, batches, or 'random'.")
+        raise TypeError(
+            f"data={type(data).__name__}: a denoiser's is a folder or dataset of pictures, batches, or 'random'."
+        )
     batches = []
     for start in range(0, len(times), amount.batch):
         part = slice(start, start + amount.batch)

@@ -61,7 +61,10 @@ def _find(path: Path, allow_pickle: bool) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise ValueError(f"{path} is not there; an adapter is a PEFT folder, a LoRA file, or a folder that holds one.")
+        raise ValueError(
+            f"{path} is not there; an adapter is a PEFT folder, a LoRA file, or a folder that holds one. One of "
+            f"the Hub is downloaded first: hf download {path} --local-dir FOLDER."
+        )
     usual: list[str] = [SAFETENSORS_WEIGHTS_NAME, DIFFUSERS_NAME, *([WEIGHTS_NAME] if allow_pickle else [])]
     for name in usual:
         if (path / name).is_file():

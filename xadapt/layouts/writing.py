@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
 from torch import Tensor
 
 from xadapt.choices import NAMES
 from xadapt.errors import some
+from xadapt.files import beside, check_place, save_tensors
 from xadapt.layouts.flux import Side, fuse, place, rescale
 from xadapt.layouts.minimal import minimal_config
 from xadapt.layouts.names import CLIP, UNET
@@ -228,6 +228,7 @@ def _known(components: Mapping[str, PlainLora], known: tuple[str, ...], layout: 
 def free_folder(path: str | PathLike[str], overwrite: bool) -> Path:
     """The path, if a PEFT folder may be written there."""
     folder = Path(path)
+    check_place(folder)
     if folder.exists() and not (overwrite and (folder / CONFIG_NAME).is_file()):
         hint = "overwrite=True replaces only an adapter folder" if overwrite else "overwrite=True replaces an adapter"
         raise ValueError(f"{folder} exists already; {hint}. Or choose another folder.")
@@ -237,6 +238,7 @@ def free_folder(path: str | PathLike[str], overwrite: bool) -> Path:
 def free_file(path: str | PathLike[str], overwrite: bool) -> Path:
     """The path, if a LoRA file may be written there."""
     target = Path(path)
+    check_place(target)
     if target.suffix != ".safetensors":
         raise ValueError(f"{target} should end in .safetensors: loaders go by it.")
     if target.is_dir() or (target.exists() and not overwrite):
@@ -249,7 +251,7 @@ def free_file(path: str | PathLike[str], overwrite: bool) -> Path:
 def _beside(target: Path) -> Iterator[Path]:
     """A name for unfinished work in the target's own folder, where os.replace is one step; whatever is left goes."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.parent / f".{target.name}.{os.getpid()}.part"
+    part = beside(target)
     try:
         yield part
     finally:
@@ -261,4 +263,4 @@ def _beside(target: Path) -> Iterator[Path]:
 
 def _save(tensors: Mapping[str, Tensor], path: Path, **metadata: str) -> None:
     own = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-    save_file(own, path, metadata={"format": "pt"} | metadata)
+    save_tensors(own, path, metadata={"format": "pt"} | metadata)

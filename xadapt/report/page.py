@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from xadapt.files import beside, check_place
+from xadapt.strict_json import as_json
 
 from .sections import check_section, transfer_section, verify_section
 
@@ -37,17 +39,23 @@ def write_report(
     parts = {**parts_of(path), **{name: part for name, part in given.items() if part is not None}}
     text = render(parts)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    part = beside(path)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(part, 0o666 & ~mask)  # mkstemp makes files for their owner alone
+        part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     finally:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     return path
+
+
+def check_report(path: Path) -> None:
+    """Refuses a place that no page can be written to, before anything is measured for it.
+
+    Raises:
+        ValueError: it is one.
+    """
+    check_place(path)
+    parts_of(path)
 
 
 def parts_of(path: Path) -> dict[str, Any]:
@@ -83,7 +91,7 @@ def render(parts: Parts) -> str:
     )
     title = f"{one.get('adapter', 'an adapter')}: {one.get('source', '')} → {one.get('target', '')}"
     # In a script element only "</script" would end it.
-    data = json.dumps(parts, default=str, ensure_ascii=False).replace("<", "\\u003c")
+    data = as_json(parts, ensure_ascii=False).replace("<", "\\u003c")
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE.read_text(encoding='utf-8')}</style>"

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from xadapt.layer_names import grouped, merged, wording_of
+
 from . import charts
 
 Part = Mapping[str, Any]
@@ -35,13 +37,14 @@ def check_section(part: Part) -> str:
             layer["source"] if layer["target"] in (layer["source"], None) else f"{layer['source']} → {layer['target']}"
         )
         way = layer["way"] + (", doubtful" if layer["doubtful"] else "")
-        rows.append([where, way, layer["why"], *(_number(layer.get(name)) for name in shown)])
+        rows.append([where, way, *(_number(layer.get(name)) for name in shown), layer["why"]])
     similarity = part["weight_similarity"]
     lines = [
         f"<p><b>Verdict: {escape(part['verdict'])}.</b> {escape(_sentence(part['why']))}</p>",
         f"<p>Recommended method: {escape(part['recommended'] or 'none that is installed')}. {escape(part['coverage'])}.</p>",
         *(f'<p class="soft">{escape(note)}</p>' for note in part["notes"]),
         _figure(charts.shares(part["ways"]), "How the adapter's layers can be carried."),
+        *(f"<p>{escape(line)}</p>" for line in _reasons(layers)),
     ]
     if similarity["all layers"] is not None:
         caption = (
@@ -54,9 +57,19 @@ def check_section(part: Part) -> str:
     if any(layer.get("inputs_moved") is not None for layer in layers):
         caption = f"How far what each layer reads and returns moved, on {part['data']}. Relative, feature by feature."
         lines.append(_figure(charts.moved(layers), caption))
-    heads = ["layer", "carried", "why", *(_MEASURES[name] for name in shown)]
-    table = _table(heads, rows, text=(0, 1, 2))
+    heads = ["layer", "carried", *(_MEASURES[name] for name in shown), "why"]
+    table = _table(heads, rows, text=(0, 1), long=len(heads) - 1)
     return f"<section><h2>Check</h2>{''.join(lines)}<h3>Layer by layer</h3>{table}</section>"
+
+
+def _reasons(layers: Sequence[Part]) -> list[str]:
+    """Why layers are carried as they are, those of one wording together."""
+    told = []
+    for group in grouped(layers, lambda one: (one["way"], one["doubtful"], wording_of(one["why"]))):
+        way = group[0]["way"] + (", doubtful" if group[0]["doubtful"] else "")
+        count = "1 layer" if len(group) == 1 else f"{len(group)} layers"
+        told.append(f"{count} {way}: {merged([one['why'] for one in group])}.")
+    return told
 
 
 def transfer_section(part: Part) -> str:
@@ -102,7 +115,7 @@ def transfer_section(part: Part) -> str:
         lines.append(f"<h3>What was considered</h3>{_table(['method', *measured], seen, text=(0,))}")
     if part["left_out"]:
         left = [[path, why] for path, why in part["left_out"].items()]
-        lines.append(f"<h3>Left out</h3>{_table(['layer', 'why'], left, text=(0, 1))}")
+        lines.append(f"<h3>Left out</h3>{_table(['layer', 'why'], left, text=(0,), long=1)}")
     options = ", ".join(f"{name}={value}" for name, value in part["options"].items())
     if options:
         lines.append(f'<p class="soft">Options: {escape(options)}</p>')
@@ -176,9 +189,13 @@ def _figure(content: str, caption: str) -> str:
     return f"<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = ()) -> str:
+def _table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = (), long: int | None = None
+) -> str:
+    """A table; `text` are columns of words, `long` one of sentences, and the others are numbers."""
+
     def cell(tag: str, column: int, value: str) -> str:
-        css = ' class="text"' if column in text else ""
+        css = ' class="text long"' if column == long else ' class="text"' if column in text else ""
         return f"<{tag}{css}>{escape(value)}</{tag}>"
 
     head = "".join(cell("th", column, value) for column, value in enumerate(heads))

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xadapt.layer_names import grouped, merged, pattern_of, together, wording_of
+
 
 @dataclass(frozen=True)
 class PlannedLayer:
@@ -36,8 +38,8 @@ class TransferPlan:
     learns: bool
     """Whether it learns from data before it carries anything."""
 
-    loads_models: bool
-    """Whether data is given or needed, so that both models would be loaded."""
+    loads: tuple[str, ...]
+    """The bases that would be loaded, because data is given or needed."""
 
     layers: tuple[PlannedLayer, ...]
     adapter_bytes: int
@@ -118,7 +120,8 @@ class TransferResult:
             )
         if self.left_out:
             lines.append(f"left out {len(self.left_out)} layers:")
-            lines += [f"  {path}: {why}" for path, why in self.left_out.items()]
+            groups = grouped(self.left_out.items(), lambda one: (pattern_of(one[0]), wording_of(one[1])))
+            lines += [f"  {together([path for path, _ in one])}: {merged([why for _, why in one])}" for one in groups]
         if self.trusted:
             lines.append("The source was not the base that the adapter was trained on, by its fingerprint.")
         return "\n".join(lines)

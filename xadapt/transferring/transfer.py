@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,13 +17,14 @@ from xadapt.data.opening import open_data
 from xadapt.errors import some
 from xadapt.fingerprint import Match
 from xadapt.kinds import PeftKind
-from xadapt.method_options import build, chosen, fields_of
-from xadapt.opening import open_for
+from xadapt.method_options import build, chosen, fields_of, unprefixed
+from xadapt.opening import check_choices, open_for
 from xadapt.origin import fingerprint_of, match_base
 from xadapt.refused import Refused
 from xadapt.siblings import Pair
 
 from .layers import adapted_layers, planned_layers
+from .processes import writes
 from .result import CarriedLayer, PlannedLayer, TransferPlan, TransferResult
 from .resuming import resumable
 from .writing import check_free, write_transferred
@@ -55,7 +56,7 @@ def transfer(
 
         xadapt.transfer("my-adapter", "llama", "llama-instruct", method="prolora", out="there", rank=64)
 
-    It appears under `out` when it is whole and was read back, or not at all. Interrupted, the same call goes on where it stopped. Beside the tensors lie the record of how it came
+    Of several processes that learn together (`accelerate launch`), the first writes. It appears under `out` when it is whole and was read back, or not at all. Interrupted, the same call goes on where it stopped. Beside the tensors lie the record of how it came
     about (`xadapt_transfer.json`, and in the config's `auto_mapping`): method, options, both bases' fingerprints, what each layer
     lost.
 
@@ -74,7 +75,8 @@ def transfer(
         tokenizer: for live models.
         seed: of the method, where it draws anything, and of random data.
         overwrite: replace an adapter that lies at `out`.
-        options: the method's own; `xadapt transfer --method NAME --help` lists them.
+        options: the method's own; `xadapt transfer --method NAME --help` lists them. One that this function has too is
+            written with `method_`: method_map="identity".
 
     Raises:
         Refused: the adapter is another base's, or layers would be left out. Nothing is written.
@@ -94,7 +96,9 @@ def transfer(
             + "\nNothing was written. partial=True writes the others; another method may carry all."
         )
     result = _result(job, carried, Path(out), belongs, said, trust_source)
-    write_transferred(carried.adapter, job.bases.target, result, overwrite)
+    learnt = isinstance(job.step, Learner) and data is not None
+    if not learnt or writes():
+        write_transferred(carried.adapter, job.bases.target, result, overwrite)
     return result
 
 
@@ -116,8 +120,14 @@ def transfer_all(
     Returns:
         By name, the result, or the error that kept this target from being written; the others are written nevertheless.
     """
+    if isinstance(settings.get("data"), Iterator) and len(targets) > 1:
+        raise ValueError(
+            "data is an iterator, which can be read once, and there are several targets: pass a list of batches, a DataLoader or a "
+            "file."
+        )
     from_file = {name: settings.get(name) for name in ("component", "variant")}
     allow_pickle = bool(settings.get("allow_pickle"))
+    check_choices(from_file["component"], from_file["variant"], [adapter], [source, *targets.values()])
     read = Opened(open_adapter(adapter, from_file["component"], allow_pickle), name_of(adapter))
     opened = None if source is None else open_for(source, from_file["component"], allow_pickle, from_file["variant"])
     results: dict[str, TransferResult | ValueError] = {}
@@ -163,11 +173,21 @@ def plan_transfer(
         reads=job.adapter.kind.name,
         writes=job.method.writes.name,
         learns=learns and (data is not None or not isinstance(job.step, Transfer)),
-        loads_models=data is not None or (learns and not isinstance(job.step, Transfer)),
+        loads=_loaded(job, data is not None or (learns and not isinstance(job.step, Transfer))),
         layers=layers,
         adapter_bytes=sum(tensor.nbytes for tensor in job.adapter.tensors.values()),
         refused=_foreseen(job, layers, partial, trust_source),
     )
+
+
+def _loaded(job: _Job, learning: bool) -> tuple[str, ...]:
+    """The bases that learning runs. A method that reads the user's data by itself makes of it what its target takes."""
+    if not learning:
+        return ()
+    bases = [job.bases.target]
+    if job.bases.has_source and not hasattr(job.step, "batches"):
+        bases.insert(0, job.bases.source)
+    return tuple(base.name for base in bases)
 
 
 def _foreseen(job: _Job, layers: Sequence[PlannedLayer], partial: bool, trust_source: bool) -> str | None:
@@ -207,8 +227,13 @@ def _prepare(
     options: Mapping[str, Any],
 ) -> _Job:
     found = registry.get(method)
-    seeded = {"seed": seed} if any(field.name == "seed" for field in fields_of(found)) else {}
-    step = build(found, {**seeded, **options})
+    names = {field.name for field in fields_of(found)}
+    if isinstance(map, str) and "map" in names and not Path(map).exists():
+        raise ValueError(
+            f"map={map!r} is no file: map is for the module map, a dict or a JSON file. The option of that name that the method "
+            f"{method!r} has is method_map={map!r}."
+        )
+    step = build(found, {**({"seed": seed} if "seed" in names else {}), **unprefixed(found, options)})
     if not isinstance(step, Transfer | Learner):
         raise TypeError(f"The method {method!r} builds {type(step).__name__}, which has neither transfer nor fit.")
     if isinstance(step, Learner) and not isinstance(step, Transfer) and data is None:
@@ -216,6 +241,7 @@ def _prepare(
             f"The method {method!r} learns from data: pass data=… (--data), a text or JSONL file, a folder of pictures or what else "
             "xadapt.data.open_data takes. No labels are needed."
         )
+    check_choices(component, variant, [adapter], [source, target])
     read = open_adapter(adapter, component, allow_pickle)
     if read.kind not in found.reads:
         working, _ = registry.load_all()
@@ -268,6 +294,10 @@ def _carry(job: _Job, out: Path, data: Any, amount: Amount, tokenizer: Any) -> t
         step = step.fit(job.adapter, job.bases, batches)
     elif data is not None:
         raise ValueError(f"The method {job.method.name!r} needs no data; leave data out, or choose one that learns.")
+    elif told := [*amount.chosen("samples", "max_tokens", "batch"), *(["tokenizer"] if tokenizer is not None else [])]:
+        raise ValueError(
+            f"{some(told)} says how data is read, and no data was given: pass data=…, or leave {some(told)} out."
+        )
     assert isinstance(step, Transfer)
     if data is not None or not job.bases.has_source:
         return step.transfer(job.adapter, job.bases), said
@@ -277,7 +307,7 @@ def _carry(job: _Job, out: Path, data: Any, amount: Amount, tokenizer: Any) -> t
 
 def _check_own_reading(method: str, amount: Amount, tokenizer: Any) -> None:
     """ValueError if a method that reads its data by itself is told what only `open_data` heeds."""
-    told = [name for name in ("samples", "max_tokens", "batch") if getattr(amount, name) != getattr(Amount, name)]
+    told = amount.chosen("samples", "max_tokens", "batch")
     told += ["tokenizer"] if tokenizer is not None else []
     if told:
         raise ValueError(

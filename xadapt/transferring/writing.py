@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
 
 from xadapt.attached import PREFIX, WIDE
 from xadapt.contract import Adapter, Base
 from xadapt.errors import some
+from xadapt.files import beside, check_place, save_tensors, usual_access
 from xadapt.finite import is_finite
 from xadapt.kinds import FileKind, PeftKind
 from xadapt.origin import PROVENANCE
 from xadapt.rehearsal import rehearse
 from xadapt.store import check_folder
+from xadapt.strict_json import as_json, finite
 
 from .result import TransferResult
 
@@ -34,6 +33,7 @@ def check_free(out: Path, overwrite: bool) -> None:
     Raises:
         ValueError: it is.
     """
+    check_place(out)
     replaceable = overwrite and ((out / CONFIG_NAME).is_file() or (out / SUMMARY).is_file())
     if replaceable and (beside := _beside(out)):
         raise ValueError(
@@ -62,7 +62,8 @@ def write_transferred(adapter: Adapter, target: Base, result: TransferResult, ov
     out = result.out
     check_free(out, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    part = beside(out)
+    part.mkdir()
     try:
         if isinstance(adapter.kind, PeftKind):
             write_folder(adapter, part, target, result.record())
@@ -70,7 +71,7 @@ def write_transferred(adapter: Adapter, target: Base, result: TransferResult, ov
             adapter.kind.write(adapter, part)
         else:
             raise ValueError(f"Adapters of kind {adapter.kind.name!r} cannot be written: the kind has no format.")
-        (part / SUMMARY).write_text(json.dumps(result.as_dict(), indent=2, default=str) + "\n", encoding="utf-8")
+        (part / SUMMARY).write_text(as_json(result.as_dict(), indent=2) + "\n", encoding="utf-8")
         _read_back(adapter, part, target)
         _put(part, out)
     finally:
@@ -93,13 +94,13 @@ def write_folder(adapter: Adapter, folder: Path, target: Base, record: dict[str,
         config.auto_mapping = {
             "base_model_class": network.__name__,
             "parent_library": network.__module__,
-            PROVENANCE: record,
+            PROVENANCE: finite(record),
         }
     config.save_pretrained(str(folder))
     tensors = {
         name if name.startswith(WIDE) else f"{PREFIX}{name}": _own(tensor) for name, tensor in adapter.tensors.items()
     }
-    save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    save_tensors(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
@@ -140,13 +141,13 @@ def _read_back(adapter: Adapter, folder: Path, target: Base) -> None:
 
 def _put(part: Path, out: Path) -> None:
     """The finished folder to its place."""
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(part, 0o777 & ~mask)  # mkdtemp makes folders for their owner alone
+    for file in part.rglob("*.safetensors"):  # of formats that others write
+        usual_access(file)
     if not out.exists():
         os.replace(part, out)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    old = beside(out)
+    old.mkdir()
     try:
         os.replace(out, old / "old")
         os.replace(part, out)

@@ -73,6 +73,9 @@ class VerifyReport:
         said = f"score {row.agreement.score:.2f}, direction {row.agreement.direction:.2f}, strength {row.agreement.strength:.2f}"
         if self.loses_to:
             return f"worse than the {' and the '.join(_LONG[name] for name in self.loses_to)}: {said}"
+        bare = self._score("bare")
+        if bare is not None and row.agreement.score <= bare + CLOSE:
+            return f"no better than the bare target: {said}"
         return said
 
     def as_dict(self) -> dict[str, Any]:
