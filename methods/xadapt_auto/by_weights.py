@@ -37,7 +37,7 @@ def by_weights(options: Auto, adapter: Adapter, bases: Siblings) -> Carried:
     hopeless = [verdict for verdict in verdicts.values() if verdict.way not in ways]
     if report.verdict == "refused" or hopeless:
         raise Refused(
-            f"{report.decision.why}. auto measures more with data=… (--data), unlabelled inputs of the kind the adapter is for; or name "
+            f"{report.decision.why}. auto measures more with data=…, unlabelled inputs of the kind the adapter is for; or name "
             "a method yourself: a copy may load, and do nothing or harm."
         )
     wanted = {path: ways[verdict.way] for path, verdict in verdicts.items()}
