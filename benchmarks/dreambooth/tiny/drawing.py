@@ -27,8 +27,8 @@ GROUNDS = {
     "navy": (0.1, 0.1, 0.35),
     "black": (0.03, 0.03, 0.03),
 }
-PLACES = {"left": -0.25, "middle": 0.0, "right": 0.25}
-SIZES = {"small": 0.52, "medium": 0.66, "big": 0.82}
+PLACES = {"left": -0.2, "middle": 0.0, "right": 0.2}
+SIZES = {"small": 0.58, "medium": 0.72, "big": 0.88}
 # Subject: (body, ring). With any shape, these two are never together in training.
 HELD_OUT = {"mint_square": ("mint", "red"), "rose_disc": ("rose", "blue"), "gold_cross": ("gold", "mint")}
 COMBINATIONS = tuple(product(COLOURS, COLOURS))

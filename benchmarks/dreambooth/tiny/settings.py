@@ -11,9 +11,9 @@ class TinySettings:
 
     seed: int = 0
     """Of all that is made. The seeds of an experiment are those of its trainings, as with models that are loaded."""
-    autoencoder_steps: int = 800
+    autoencoder_steps: int = 4000
     clip_steps: int = 600
-    classifier_steps: int = 700
+    classifier_steps: int = 1500
     pretrain_steps: int = 1600
     pretrain_batch: int = 40
     pretrain_learning_rate: float = 2e-3
