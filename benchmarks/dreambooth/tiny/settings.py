@@ -14,7 +14,7 @@ class TinySettings:
     autoencoder_steps: int = 4000
     clip_steps: int = 600
     classifier_steps: int = 1500
-    pretrain_steps: int = 1600
+    pretrain_steps: int = 2400
     pretrain_batch: int = 40
     pretrain_learning_rate: float = 2e-3
     distil_steps: int = 300
