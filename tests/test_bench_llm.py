@@ -6,33 +6,25 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.frame.settings import override, read_preset
 from benchmarks.frame.store import Store
 from benchmarks.frame.sweep import plan
-from benchmarks.frame.worker import Worker, execute
 from benchmarks.llm import answers, code_tasks, commonsense, prompts
-from benchmarks.llm.__main__ import DRIVER
 from benchmarks.llm.bases import check_base
-from benchmarks.llm.evaluation import Evaluation, tabled
+from benchmarks.llm.evaluation import Evaluation
 from benchmarks.llm.recipes import IGNORE, TEXTS, examples, fingerprint, tokenise
 from benchmarks.llm.settings import Adapter, Data, Settings, check
 from benchmarks.llm.stages import stages
-from benchmarks.llm.suites import _paper, check_stock, opened
-from benchmarks.llm.tables import PAPER_PAIR, gather, tables
+from benchmarks.llm.suites import check_stock
+from benchmarks.llm.tables import tables
 from benchmarks.llm.tiny import _wrong, questions, tokenizer, training_examples
 from benchmarks.llm.training import Training, _keep_logs, adapter_config
-
-
-def preset(name: str, *arguments: str) -> Settings:
-    settings: Settings = read_preset(Settings, DRIVER.presets / f"{name}.toml")
-    return override(settings, {}, arguments, "llm")[0]
+from tests.llm_records import evaluation, preset, write_commonsense
 
 
 class TestPrompts:
@@ -293,236 +285,9 @@ class TestBadInput:
             check_stock([])
 
 
-def write_commonsense(folder: Path) -> None:
-    """The layout of a checkout, with one entry per file."""
-    entry = {"instruction": "Is it? Answer format: true/false", "input": "", "output": "the correct answer is true"}
-    for path in (commonsense.TRAINING, *map(commonsense.test_file, commonsense.FOLDERS)):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(json.dumps([{**entry, "answer": "true"}]))
-
-
-class TestPaperSuite:
-    def test_commonsense(self, tmp_path: Path) -> None:
-        write_commonsense(tmp_path)
-        data = Data(commonsense=str(tmp_path))
-        ((prompt, response),) = examples("commonsense", data, 0, 0)
-        assert response == "the correct answer is true"
-        assert prompt == prompts.commonsense_training("Is it? Answer format: true/false")
-        task = _paper("boolq", data, 0)
-        assert task["generation_kwargs"]["num_beams"] == 4
-        row = {"prompt": "p", "gold": "true"}
-        scores = [task["process_results"](row, [text])["accuracy"] for text in ("so true", "False", "false or true")]
-        assert scores == [1.0, 0.0, 0.0]
-
-    def test_scores_of_code_come_from_the_sandbox(self, tmp_path: Path) -> None:
-        printed = "humaneval (base tests)\\npass@1:\\t0.213\\nhumaneval+ (base + extra tests)\\npass@1:\\t0.189"
-        found = code_tasks.score("humaneval", (sys.executable, "-c", f'print("{printed}")', "{folder}"), tmp_path)
-        assert [(row["metric"], row["value"]) for row in found] == [("pass@1 base", 0.213), ("pass@1 plus", 0.189)]
-        with pytest.raises(RuntimeError, match="status 3"):
-            code_tasks.score("humaneval", (sys.executable, "-c", "raise SystemExit(3)"), tmp_path)
-        with pytest.raises(RuntimeError, match="no pass@1"):
-            code_tasks.score("humaneval", (sys.executable, "-c", "print(1)"), tmp_path)
-
-    def test_a_sandbox_gets_a_copy_of_what_was_written(self, tmp_path: Path) -> None:
-        store = Store(tmp_path)
-        (written, *_) = (
-            cell
-            for cell in plan(stages, preset("paper"), store).cells
-            if isinstance(cell, Evaluation) and cell.writes_code()
-        )
-        program = "import pathlib, sys; print('pass@1:', pathlib.Path(sys.argv[1], 'samples.jsonl').read_text())"
-        cell = code_tasks.Scoring(written=written, command=(sys.executable, "-c", program, "{folder}"))
-        assert execute(cell, Worker(store)).state == "blocked"
-        store.put(written, {"rows": []}, 1.0)
-        store.artifacts(written).mkdir(parents=True)
-        (store.artifacts(written) / "samples.jsonl").write_text("0.5")
-        assert execute(cell, Worker(store)).state == "done", store.failure(cell)
-        assert store.result(cell) == {"rows": [{"metric": "pass@1 base", "value": 0.5, "primary": True}]}
-        record = store.record(cell)
-        assert record is not None
-        ((key, scores),) = gather([record], PAPER_PAIR[0]).items()
-        assert key == ("paper", "", PAPER_PAIR[0], "bare", written.task)
-        assert scores.by_seed == {None: 50.0}
-
-
-class TestLmEval:
-    """Where lm-eval's defaults would give other figures."""
-
-    @staticmethod
-    def model() -> tuple[Any, Any]:
-        """Random weights, scaled up so that texts end early and late."""
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        torch.manual_seed(0)
-        characters: Any = tokenizer()
-        characters.padding_side = "left"
-        config = LlamaConfig(
-            vocab_size=len(characters),
-            hidden_size=64,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            initializer_range=0.3,
-            eos_token_id=characters.eos_token_id,
-            pad_token_id=characters.pad_token_id,
-        )
-        return LlamaForCausalLM(config).eval(), characters
-
-    @pytest.mark.parametrize("batch", [1, 16])
-    def test_beams_are_those_of_transformers(self, batch: int) -> None:
-        pytest.importorskip("lm_eval")
-        from lm_eval.api.instance import Instance
-
-        from benchmarks.llm.live import live
-
-        model, characters = self.model()
-        asked = [row["question"] for row in questions("pretrained", 16)]
-        settings = {"until": [], "max_gen_toks": 24, "do_sample": False, "num_beams": 4}
-        requests = [Instance("generate_until", {}, (text, settings), index) for index, text in enumerate(asked)]
-        found = live(model, characters, batch).generate_until(requests, disable_tqdm=True)
-        for text, answer in zip(asked, found, strict=True):
-            tokens = characters(text, return_tensors="pt")
-            prompt = {key: tokens[key] for key in ("input_ids", "attention_mask")}
-            whole = model.generate(**prompt, num_beams=4, do_sample=False, max_new_tokens=24)[0]
-            assert answer == characters.decode(whole[tokens["input_ids"].shape[1] :], skip_special_tokens=True)
-
-    def test_examples_in_prompts_are_the_same_every_time(self) -> None:
-        pytest.importorskip("lm_eval")
-        import datasets
-        from lm_eval import evaluator
-        from lm_eval.tasks import TaskManager
-
-        from benchmarks.llm.live import live
-
-        rows = datasets.Dataset.from_list([{"q": row["question"]} for row in questions("pretrained", 40)])
-        task = {
-            "task": "few",
-            "custom_dataset": lambda **_: datasets.DatasetDict(test=rows, train=rows),
-            "test_split": "test",
-            "fewshot_split": "train",
-            "num_fewshot": 3,
-            "output_type": "generate_until",
-            "doc_to_text": "{{q}}",
-            "doc_to_target": "1",
-            "generation_kwargs": {"until": ["."], "max_gen_toks": 2, "do_sample": False},
-            "filter_list": [
-                {"name": name, "filter": [{"function": "regex", "regex_pattern": pattern}, {"function": "take_first"}]}
-                for name, pattern in (("strict", "(x)"), ("flexible", "(.)"))
-            ],
-            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-            "metadata": {"version": 1},
-        }
-        lm = live(*self.model(), 8)
-        manager = TaskManager(include_defaults=False)
-        first, second = (
-            evaluator.evaluate(lm=lm, task_dict=opened(manager, task), limit=3, bootstrap_iters=0, log_samples=True)
-            for _ in range(2)
-        )
-        prompts_of = [[sample["arguments"] for sample in found["samples"]["few"]] for found in (first, second)]
-        assert prompts_of[0] == prompts_of[1]
-        found = tabled(first["results"]["few"], first["samples"]["few"])
-        assert found["questions"] == len(found["right"]) == 3, "each question once, though there are two filters"
-        assert [(row["metric"], row["filter"], row["primary"]) for row in found["rows"]] == [
-            ("exact_match", "strict", True),
-            ("exact_match", "flexible", False),
-        ]
-        assert found["data"] == tabled(second["results"]["few"], second["samples"]["few"])["data"]
-
-
 def test_tensorboard_s_files_stay(tmp_path: Path) -> None:
     (tmp_path / "trainer" / "runs" / "now").mkdir(parents=True)
     (tmp_path / "trainer" / "runs" / "now" / "events").write_text("loss")
     _keep_logs(tmp_path / "trainer", tmp_path / "trackers")
     assert (tmp_path / "trackers" / "now" / "events").read_text() == "loss"
     _keep_logs(tmp_path / "trainer", tmp_path / "trackers")
-
-
-def evaluation(
-    task: str, value: float, *, side: int, mode: str | None, seed: int = 0, suite: str = "paper", trained_on: int = 0
-) -> Mapping[str, Any]:
-    """A record as the store has it, of the paper's pair."""
-    base = [{"name": name, "revision": None, "made": None} for name in PAPER_PAIR]
-    recipe = "math" if task == "gsm8k" else "commonsense"
-    training = {"base_model": base[trained_on], "recipe": recipe, "mode": mode, "seed": seed} if mode else None
-    return {
-        "kind": "evaluation",
-        "settings": {"suite": suite, "task": task, "target": base[side], "training": training},
-        "result": {
-            "rows": [{"metric": "accuracy", "value": value, "primary": True}],
-            "right": [float(index < 100 * value) for index in range(100)],
-        },
-    }
-
-
-class TestTables:
-    @staticmethod
-    def of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        settings = preset("paper")
-        return {table.title: table for table in tables(settings, list(records))}  # type: ignore[arg-type]
-
-    def test_beside_the_published_numbers(self) -> None:
-        records = [
-            evaluation("gsm8k", value, side=1, mode="input", seed=seed) for seed, value in enumerate((0.15, 0.17))
-        ]
-        records += [evaluation("gsm8k", 0.3, side=1, mode=None)]
-        records += [evaluation("gsm8k", 0.4, side=1, mode="lora", trained_on=1)]
-        table = self.of(records)["Table 6 of Revisit Model Adaptation, side by side"]
-        assert ["target", "input", "gsm8k", "16.07", "16.00 ± 1.41", "-0.07"] in table.rows
-        assert ["target", "bare", "gsm8k", "", "30.00", ""] in table.rows
-        assert ["target", "lora, retrained", "gsm8k", "", "40.00", ""] in table.rows
-        assert ["source", "input", "gsm8k", "23.96", "", ""] in table.rows
-
-    def test_suites_stay_apart(self) -> None:
-        found = self.of(
-            [
-                evaluation("gsm8k", 0.5, side=0, mode="lora"),
-                evaluation("gsm8k", 0.9, side=0, mode="lora", suite="lm-eval"),
-            ]
-        )
-        paper = [table.markdown() for title, table in found.items() if "lm-eval" not in title]
-        assert not any("90.00" in text for text in paper)
-        (other,) = (table for title, table in found.items() if title == "math: lm-eval's own tasks")
-        assert other.rows == [[PAPER_PAIR[0], "lora", "90.00"]]
-
-    def test_differences_to_the_copy_are_paired_by_question(self) -> None:
-        records = [evaluation("gsm8k", value, side=1, mode="lora", seed=seed) for seed, value in ((0, 0.2), (1, 0.4))]
-        records += [evaluation("gsm8k", value, side=1, mode="input", seed=seed) for seed, value in ((0, 0.3), (1, 0.5))]
-        records += [evaluation("gsm8k", 0.2, side=1, mode="lora", trained_on=1)]
-        records += [evaluation("gsm8k", 0.1, side=1, mode=None)]
-        title = "math: the paper's evaluation (generation, answer extraction), difference to the plain copy of the LoRA"
-        rows = {row[1]: row[2] for row in self.of(records)[title].rows}
-        assert rows["input"].startswith("+10.00 [+6.")
-        assert rows["bare"].startswith("-20.00 [")
-        assert rows["lora, retrained"].startswith("+0.00")
-
-    def test_a_rate_at_an_edge_of_the_grid_is_named(self) -> None:
-        settings = preset("tiny")
-        records = [
-            {
-                "kind": "training",
-                "seconds": 1.0,
-                "result": {"validation_loss": 0.1},
-                "settings": {
-                    "recipe": "sorting",
-                    "mode": mode,
-                    "seed": seed,
-                    "learning_rate": rate,
-                    "base_model": {"name": "tiny/source", "revision": None},
-                },
-            }
-            for mode, seed, rate in (("lora", 0, 0.1), ("lora", 1, 0.1), ("input", 0, 0.1), ("input", 1, 0.03))
-        ]
-        (table,) = tables(settings, records)
-        assert [note for note in table.notes if "edge" in note] == [
-            "Chosen at an edge of the grid, so a better one may lie beyond: sorting, lora at 0.1."
-        ]
-
-    def test_the_average_needs_all_eight(self) -> None:
-        seven = [evaluation(task, 0.5, side=0, mode="lora") for task in list(commonsense.FOLDERS)[:7]]
-        assert not any(
-            "commonsense_avg" in table.markdown() for title, table in self.of(seven).items() if "commonsense:" in title
-        )
-        eight = [*seven, evaluation("openbookqa", 0.9, side=0, mode="lora")]
-        rows = self.of(eight)["Table 6 of Revisit Model Adaptation, side by side"].rows
-        assert ["source", "lora", "commonsense_avg", "66.32", "55.00", "-11.32"] in rows
