@@ -9,6 +9,7 @@ from statistics import mean
 from benchmarks.zoo.carry import BARE, ROWS
 from benchmarks.zoo.settings import Halves
 from benchmarks.zoo.stats import Example, Policy, Regret, always, copy_if_it_fits, over_seeds, regret
+from xadapt_auto.methods import Auto
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,7 @@ def auto_or_distil(example: Example) -> str:
     """auto where what it took agrees well with the source; where it refused or agrees less, distil if that agrees better."""
     own = example.trust.get("auto", {}).get("trust", 0.0)
     other = example.trust.get("distil", {}).get("trust", 0.0)
-    return "auto" if own >= AGREES or own >= other else "distil"
-
-
-AGREES = 0.9  # `train_below` of the method auto
+    return "auto" if own >= Auto.train_below or own >= other else "distil"
 
 
 def _line(

@@ -33,7 +33,7 @@ class Auto:
     allow_training: bool = False
     """Train a fresh adapter on the target (`distil`) where the best of the others agrees less than `train_below`."""
 
-    train_below: float = 0.9
+    train_below: float = 0.95
 
     training_steps: int = 300
     training_lr: float = 1e-3
