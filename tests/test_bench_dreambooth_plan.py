@@ -220,6 +220,8 @@ class TestFigures:
         (table,) = split_tables(found)
         assert table.rows == [["0 of 4", "0.100"], ["1 of 4", "0.200"], ["3 of 4", "0.400"], ["4 of 4", "0.500"]]
         assert by_split(found[:2]) == {}
+        (with_more,) = split_tables([*found, one("param", 0, 0.9, subject="an easy one")])
+        assert with_more.rows == table.rows
 
     def test_a_row_with_fewer_subjects_says_so(self) -> None:
         found = [

@@ -97,7 +97,8 @@ def of(found: Iterable[Measured], **wanted: Any) -> list[Measured]:
 def by_split(found: list[Measured]) -> dict[tuple[str, int, str], dict[int, list[Measured]]]:
     """What Figure 7 shows: (pair, rank, space) -> how much of the rank is in that space -> the target's evaluations.
 
-    The ends are what is called parameter and feature adaptation elsewhere; a single split between them is no figure.
+    The ends are what is called parameter and feature adaptation elsewhere; a single split between them is no figure. Subjects and
+    seeds that some split lacks are left out, or a split would look better by having easier ones.
     """
     hybrids = grouped(
         of(found, adaptation="hybrid", side="target"),
@@ -109,10 +110,17 @@ def by_split(found: list[Measured]) -> dict[tuple[str, int, str], dict[int, list
         variants = {0: Variant(pair, "lora", "param", rank), rank: Variant(pair, "lora", space, rank)}
         variants |= {split: Variant(pair, "lora", "hybrid", rank, split, space=space) for split in between}
         if len(between) > 1:
-            made[pair, rank, space] = {
-                split: of(found, variant=variants[split], side="target") for split in sorted(variants)
-            }
+            made[pair, rank, space] = _in_common(
+                {split: of(found, variant=variants[split], side="target") for split in sorted(variants)}
+            )
     return made
+
+
+def _in_common(splits: Mapping[int, list[Measured]]) -> dict[int, list[Measured]]:
+    """What was measured, of the subjects and seeds that every split which was measured at all has."""
+    places = [{(each.subject, each.seed) for each in own} for own in splits.values() if own]
+    shared = set.intersection(*places)
+    return {split: [each for each in own if (each.subject, each.seed) in shared] for split, own in splits.items()}
 
 
 def over_seeds(found: Iterable[Measured], metric: str) -> Spread | None:
