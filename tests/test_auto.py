@@ -150,7 +150,7 @@ class TestWithoutData:
 
     def test_a_model_of_its_own_is_refused(self) -> None:
         bases = Pair(open_base(make_llama()), open_base(make_llama(seed=1)))
-        with pytest.raises(Refused, match=r"other bases or widths.*--data"):
+        with pytest.raises(Refused, match=r"other bases or widths.*data="):
             AUTO.build().transfer(lora_on(make_llama(), ["q_proj"]), bases)
 
 

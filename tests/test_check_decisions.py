@@ -101,7 +101,7 @@ class TestWeights:
     def test_zeros(self) -> None:
         zeros, ones = torch.zeros(4, 4), torch.ones(4, 4)
         assert weight_likeness(zeros, zeros).drift == 0
-        assert weight_likeness(zeros, ones).drift == float("inf")
+        assert weight_likeness(zeros, ones).drift is None
 
     def test_the_leading_directions_are_those_of_the_svd(self) -> None:
         torch.manual_seed(0)

@@ -33,7 +33,8 @@ def check_choices(component: str | None, variant: str | None, adapters: Sequence
     Args:
         adapters, bases: as the user gave them; None for one that was not given.
     """
-    if component is not None and not any(map(_has_components, [*adapters, *bases])):
+    given = [*adapters, *bases]
+    if component is not None and not any(_has_components(one) or _is_called(one, component) for one in given):
         raise ValueError(
             f"component={component!r} chooses in a pipeline's folder, a model of the Hub or a LoRA file, and none of these was given; "
             "leave component out."
@@ -42,6 +43,11 @@ def check_choices(component: str | None, variant: str | None, adapters: Sequence
         raise ValueError(
             f"variant={variant!r} chooses among a base's files, and no base was given by folder or id; leave variant out."
         )
+
+
+def _is_called(given: Any, component: str) -> bool:
+    """Whether it is the folder of that component, taken by itself: naming it then is no mistake."""
+    return is_path(given) and Path(given).name == component
 
 
 def _has_components(given: Any) -> bool:
