@@ -35,7 +35,8 @@ class Clip:
         self.name, self.batch = name, batch
         given: Any = transformers
         self._model: Any = given.CLIPModel.from_pretrained(name).to(device).eval()
-        self._pixels: Any = given.AutoImageProcessor.from_pretrained(name)
+        # By name: the automatic choice asks for torchvision in transformers 5.12.
+        self._pixels: Any = given.CLIPImageProcessorPil.from_pretrained(name)
         self._words: Any = given.AutoTokenizer.from_pretrained(name)
 
     def images(self, images: Sequence[Any]) -> Tensor:
