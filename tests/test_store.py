@@ -30,16 +30,6 @@ def folder(tmp_path: Path) -> Path:
     return stock_lora(tmp_path / "adapter")
 
 
-@pytest.fixture
-def refused(llama: nn.Module, logits: Logits) -> Callable[..., str]:
-    """`refused(folder)` is the message of the ValueError; it also checks that the base was left alone."""
-
-    def check(folder: Path, model: nn.Module = llama, **options: object) -> str:
-        return refusal(folder, model, logits, **options)
-
-    return check
-
-
 class TestWhatLoads:
     def test_a_stock_lora(self, llama_like: Callable[..., nn.Module], tmp_path: Path, logits: Logits) -> None:
         model = trained(llama_like(), LoraConfig(r=4, target_modules=TARGETS))
@@ -118,16 +108,14 @@ class TestWhatLoads:
         torch.testing.assert_close(logits(xadapt.load(llama_like(), tmp_path)), adapted)
 
     @pytest.mark.filterwarnings("ignore:TorchaoLoraLinear was instantiated without")  # nothing is merged here
-    def test_on_a_quantised_base(
-        self, folder: Path, llama: nn.Module, logits: Logits, refused: Callable[..., str]
-    ) -> None:
+    def test_on_a_quantised_base(self, folder: Path, llama: nn.Module, logits: Logits) -> None:
         torchao = pytest.importorskip("torchao.quantization", reason="torchao is an extra: pip install xadapt[quant]")
         torchao.quantize_(llama, torchao.Int8WeightOnlyConfig())
         weight = llama.get_submodule("model.layers.0.self_attn.q_proj").weight
         assert type(weight) is not nn.Parameter
         bare = logits(llama)
         edit_config(folder, r=2)
-        assert "the base wants (2, 32), the adapter has (4, 32)" in refused(folder)
+        assert "the base wants (2, 32), the adapter has (4, 32)" in refusal(folder, llama, logits)
         edit_config(folder, r=4)
         model = xadapt.load(llama, folder)
         assert not torch.allclose(logits(model), bare)
@@ -184,11 +172,11 @@ class TestWeightsOfTheBase:
         assert all(torch.equal(carried.state_dict()[name], tensor) for name, tensor in before.items())
 
     def test_are_saved_where_asked_for_and_refused_on_another_base(
-        self, llama_like: Callable[..., nn.Module], tmp_path: Path, refused: Callable[..., str], logits: Logits
+        self, llama_like: Callable[..., nn.Module], tmp_path: Path, logits: Logits
     ) -> None:
         model = trained(llama_like(), xadapt.OutputAdaConfig(r=4, target_modules=["embed_tokens"]))
         xadapt.save(model, tmp_path / "adapter", save_embedding_layers=True)
-        message = refused(tmp_path / "adapter", llama_like(seed=5))
+        message = refusal(tmp_path / "adapter", llama_like(seed=5), logits)
         assert "holds the weights of its source's model.embed_tokens" in message
         assert "save_embedding_layers=False" in message
         for dtype in (torch.float32, torch.bfloat16):  # on its own base, rounded or not

@@ -138,7 +138,7 @@ class TarShards:
                     continue
                 found += 1
                 name = f"{shard.name}:{key}"
-                yield Example(name, lambda image=image: image, self._caption(parts, name))  # type: ignore[misc]
+                yield Example(name, lambda image=image: image, self._caption(parts, name))  # type: ignore[misc]  # mypy cannot type a lambda's default
         if not found:
             raise ValueError(f"{some([str(one) for one in self._shards])} hold no images ({', '.join(IMAGES)}).")
 
@@ -203,7 +203,7 @@ class DatasetExamples:
             if caption is None:
                 raise ValueError(f"Row {number} has no caption in {self._captions!r}. Fill it, or filter the dataset.")
             image = row[self._images]
-            yield Example(f"row {number}", lambda image=image: _content(image), str(caption))  # type: ignore[misc]
+            yield Example(f"row {number}", lambda image=image: _content(image), str(caption))  # type: ignore[misc]  # mypy cannot type a lambda's default
 
 
 def _image_column(dataset: Any, asked: str, where: str) -> str:

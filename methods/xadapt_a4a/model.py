@@ -49,7 +49,7 @@ class A4AModel(ReferenceAdapter):
         ip_adapter, target_class, ip_adapter_fingerprint, target_fingerprint, xadapt_version: where it comes from.
     """
 
-    @register_to_config  # type: ignore[untyped-decorator, unused-ignore]
+    @register_to_config  # type: ignore[untyped-decorator, unused-ignore]  # in some of diffusers' versions
     def __init__(
         self,
         *,
@@ -145,7 +145,7 @@ class A4AModel(ReferenceAdapter):
         shortcut = bool(getattr(old.image_proj, "shortcut", False))
         self.source = IPAdapterSource(old.kind.name, old.options, old.adapter_dims, shortcut).to(self.device)
         config: dict[str, Any] = {"ip_adapter": "random weights", "ip_adapter_fingerprint": fingerprint_of(self.source)}
-        self.register_to_config(**config)  # type: ignore[no-untyped-call]
+        self.register_to_config(**config)  # type: ignore[no-untyped-call]  # diffusers' mixins have no types
 
     def maps_of(self, image_embeds: Tensor, clip_embeds: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """k̄_i, v̄_i of one reference per row: projection, mapping and alignment of all layers' features at once."""

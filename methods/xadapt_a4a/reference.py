@@ -30,7 +30,7 @@ class ReferenceAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
     source: IPAdapterSource
 
     def __init__(self, target_layers: Sequence[str], target_dims: Sequence[int], target_class: str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # diffusers' mixins have no types
         self._layers = tuple(target_layers)
         self._dims = tuple(target_dims)
         self._target_class = target_class or "the target"

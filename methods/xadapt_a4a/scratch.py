@@ -42,7 +42,7 @@ class IPAdapterModel(ReferenceAdapter):
         ip_adapter, target_class, ip_adapter_fingerprint, target_fingerprint, xadapt_version: where it comes from.
     """
 
-    @register_to_config  # type: ignore[untyped-decorator, unused-ignore]
+    @register_to_config  # type: ignore[untyped-decorator, unused-ignore]  # in some of diffusers' versions
     def __init__(
         self,
         *,

@@ -45,7 +45,7 @@ def check_ids(batch: Mapping[str, Any], networks: Mapping[str, nn.Module]) -> No
 def vocabulary_size(network: nn.Module) -> int | None:
     """Rows of the token table, or None where there is none."""
     try:
-        table: Any = network.get_input_embeddings()  # type: ignore[operator]
+        table: Any = network.get_input_embeddings()  # type: ignore[operator]  # typed as a Tensor or a Module
     except (AttributeError, NotImplementedError):
         return None
     return table.num_embeddings if isinstance(table, nn.Embedding) else None
