@@ -97,6 +97,17 @@ def test_a_misspelt_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no verb 'method'. Did you mean 'methods'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("typed", ["--metod copy", "--metod=copy"])
+def test_a_misspelt_flag(typed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["transfer", "adapter", *typed.split(), "--target", "there"])  # --out is missing too, which matters less
+    assert "there is no flag --metod. Did you mean '--method'?" in capsys.readouterr().err
+
+
+def test_the_beginning_of_a_flag_will_do() -> None:
+    assert main(["methods", "--js"]) == 0
+
+
 @pytest.mark.parametrize("arguments", [["method"], ["methods", "--jsn"], ["--no-such-option"]])
 def test_a_wrong_command_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):

@@ -37,13 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb. Returns the exit code: 0; 2 for a mistake in what was asked, told in one line; 3 where it was understood and
     refused, by the verdict or because a part would be missing."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = _parser(argv)
+    parser, of_verbs = _parsers(argv)
     if not argv:
         parser.print_help(sys.stderr)
         return 2
-    verbs = [verb.NAME for verb in VERBS]
-    if not argv[0].startswith("-") and argv[0] not in verbs:
-        parser.error(f"there is no verb {argv[0]!r}. {did_you_mean(argv[0], verbs)}")
+    if not argv[0].startswith("-") and argv[0] not in of_verbs:
+        parser.error(f"there is no verb {argv[0]!r}. {did_you_mean(argv[0], tuple(of_verbs))}")
+    if argv[0] in of_verbs:
+        _check_flags(of_verbs[argv[0]], argv[1:])
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))
@@ -58,7 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+def _check_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Exits with what is near to a flag that the verb has not; argparse would first miss what the flag was to say."""
+    known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    for given in argv:
+        if given == "--":
+            return
+        flag = given.partition("=")[0]
+        if flag.startswith("--") and not any(one.startswith(flag) for one in known):  # a beginning is enough
+            parser.error(f"there is no flag {flag}. {did_you_mean(flag, known)}")
+
+
+def _parsers(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The command's, and each verb's."""
     parser = argparse.ArgumentParser(
         prog="xadapt",
         description="Train an adapter once, in feature space. Carry it to every sibling of the model.",
@@ -67,6 +80,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"xadapt {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, title="verbs")
+    of_verbs: dict[str, argparse.ArgumentParser] = {}
     for verb in VERBS:
         text = (verb.__doc__ or "").strip()
         verb_parser = verbs.add_parser(verb.NAME, help=text.splitlines()[0], description=text)
@@ -74,4 +88,5 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         if argv and argv[0] == verb.NAME and hasattr(verb, "add_typed"):
             verb.add_typed(verb_parser, argv[1:])
         verb_parser.set_defaults(run=verb.run)
-    return parser
+        of_verbs[verb.NAME] = verb_parser
+    return parser, of_verbs
