@@ -13,6 +13,7 @@ from tests.conftest import make_llama
 from xadapt.base import CheckpointBase, LiveBase, open_base
 from xadapt.data import Amount, open_data
 from xadapt.data.batches import token_batches
+from xadapt.data.counting import counting, in_turn, samples_counting
 from xadapt.data.denoisers import random_times
 
 WORDS = [*"abcdefghij", "hello", "world", "<unk>"]
@@ -61,6 +62,33 @@ class TestTexts:
         (tmp_path / "rows.jsonl").write_text(json.dumps(row))
         (batch,) = open_data(tmp_path / "rows.jsonl", there, there)
         assert batch["input_ids"].tolist() == [[10, 0, 1]]
+
+    def test_of_prompts_with_completions_the_answers_count(self, base: Any, tmp_path: Path) -> None:
+        rows = [{"prompt": "a b", "completion": " c"}, {"prompt": "hello", "completion": " world d"}]
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        found = open_data(tmp_path / "rows.jsonl", base, base)
+        (batch,) = found
+        end = WORDS.index("<unk>")
+        assert batch["input_ids"].tolist() == [[0, 1, 2, end], [10, 11, 3, end]]
+        assert batch["labels"].tolist() == [[-100, -100, 2, end], [-100, 11, 3, end]]
+        assert found.said.endswith("2 samples, 8 tokens, 5 of them in answers, which alone count")
+        counted = counting(batch)
+        assert counted is not None
+        assert counted.tolist() == [[False, True, True, False], [True, True, True, False]]
+
+    def test_prompts_that_leave_no_room_for_an_answer(self, base: Any, tmp_path: Path) -> None:
+        (tmp_path / "rows.jsonl").write_text('{"prompt": "a b c", "completion": " d"}')
+        with pytest.raises(ValueError, match="With max_tokens=3 nothing of an answer is left"):
+            open_data(tmp_path / "rows.jsonl", base, base, Amount(max_tokens=3))
+
+    def test_of_a_conversation_the_last_answer_counts(self, tmp_path: Path) -> None:
+        template = "{% for m in messages %}{{ m['role'][0] }} {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}a {% endif %}"
+        there = open_base(with_tokenizer(tmp_path / "chat", template=template))
+        turns = [{"role": "b", "content": "hello"}, {"role": "assistant", "content": "c d"}]
+        (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns}))
+        (batch,) = open_data(tmp_path / "rows.jsonl", there, there)
+        assert batch["input_ids"].tolist() == [[1, 10, 0, 2, 3]]
+        assert batch["labels"].tolist() == [[-100, -100, -100, 2, 3]]
 
     def test_messages_without_a_chat_template(self, base: Any, tmp_path: Path) -> None:
         (tmp_path / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}')
@@ -354,3 +382,34 @@ def _network(family: str) -> Any:
         axes_dims_rope=(4, 4, 8),
         guidance_embeds=True,
     ).eval()
+
+
+class TestWhatCounts:
+    def test_data_and_neutral_inputs_both_lie_in_every_other_batch(self) -> None:
+        data, neutral = ([{"input_ids": torch.full((1, 3), fill + n)} for n in range(4)] for fill in (0, 10))
+        mixed = in_turn(data, neutral)
+        assert [int(batch["input_ids"][0, 0]) for batch in mixed] == [0, 1, 10, 11, 2, 3, 12, 13]
+        for half in (mixed[::2], mixed[1::2]):
+            assert ["labels" in batch for batch in half] == [False, True, False, True]
+        counted = counting(mixed[2])
+        assert counted is not None
+        assert not counted.any()
+        assert "labels" not in neutral[0]
+
+    def test_of_denoisers_by_the_sample(self) -> None:
+        (batch,) = in_turn([], [{"sample": torch.zeros(4, 2), "encoder_hidden_states": torch.zeros(4, 3, 2)}])
+        counted = samples_counting(batch, 4)
+        assert counted is not None
+        assert counted.tolist() == [False] * 4
+        assert samples_counting({"labels": torch.tensor([-100, 0])}, 2).tolist() == [False, True]  # type: ignore[union-attr]  # given
+        with pytest.raises(ValueError, match="labels are one for each sample"):
+            samples_counting(batch, 3)
+
+    def test_padding_and_what_labels_leave_out_do_not_count(self) -> None:
+        ids, mask = torch.zeros(1, 4, dtype=torch.long), torch.tensor([[0, 1, 1, 1]])
+        labels = torch.tensor([[0, 0, -100, 0]])
+        assert counting({"input_ids": ids}) is None
+        assert counting({"input_ids": ids, "attention_mask": mask}).tolist() == [[False, True, True, True]]  # type: ignore[union-attr]  # given
+        found = counting({"input_ids": ids, "attention_mask": mask, "labels": labels})
+        assert found is not None
+        assert found.tolist() == [[False, False, True, False]]

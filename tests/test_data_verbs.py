@@ -101,3 +101,10 @@ def test_denoisers(kind: str, pictures: Path, tmp_path: Path) -> None:
     }
     few = {} if kind == "batches" else {"amount": Amount(samples=2)}
     everything(pictures, tmp_path, data[kind], component="unet", **few)
+
+
+def test_denoisers_with_neutral_pictures(pictures: Path, tmp_path: Path) -> None:
+    given = {"component": "unet", "amount": Amount(samples=2), "data": pictures / "folder", "neutral": "random"}
+    lora, source, target = (pictures / name for name in ("lora", "source", "target"))
+    carried = xadapt.transfer(lora, source, target, "auto", candidates="copy", gain=0, out=tmp_path / "out", **given)
+    assert "beside them, not to be judged by, 2 random latents" in str(carried.data)

@@ -91,6 +91,18 @@ class TestWhatIsWritten:
         assert {layer.path.split(".")[2] for layer in result.layers} == {"0", "2"}
         xadapt.load(make_llama(layers=3), result.out)
 
+    def test_neutral_inputs_beside_the_data(self, work: Path, tmp_path: Path) -> None:
+        given = {"data": IDS, "neutral": IDS[:3].flip(1)}
+        result = xadapt.transfer(work / "lora", make_llama(), make_llama(), "auto", out=tmp_path / "out", **given)
+        assert (
+            result.data
+            == "token ids: 8 samples, 128 tokens; beside them, not to be judged by, token ids: 3 samples, 48 tokens"
+        )
+        plain = xadapt.transfer(work / "lora", make_llama(), make_llama(), "aligned", out=tmp_path / "a", data=IDS)
+        assert plain.data == "token ids: 8 samples, 128 tokens"
+        with pytest.raises(ValueError, match="neutral goes with data of the adapter's own kind"):
+            xadapt.transfer(work / "lora", make_llama(), make_llama(), "copy", out=tmp_path / "b", neutral=IDS)
+
     def test_several_targets(self, work: Path, tmp_path: Path) -> None:
         targets = {"one": work / "target", "two": work / "deeper", "three": make_gpt2()}
         found = xadapt.transfer_all(work / "lora", work / "source", targets, "copy", out=tmp_path)

@@ -50,6 +50,43 @@ class TestLanguageModels:
         assert agreement.rows == IDS.numel()
         assert found.loses_to == ()
 
+    def test_where_labels_leave_something_out_it_does_not_count(self, work: Path) -> None:
+        labels = IDS.clone()
+        labels[:, :-2] = -100  # the last two tokens are the answer
+        elsewhere = IDS.clone()
+        elsewhere[:, -1] = (elsewhere[:, -1] + 1) % 64  # behind the last position that counts
+        target = drifted(make_llama())
+        one, other = (
+            xadapt.verify(make_llama(), target, work / "lora", work / "lora", [{"input_ids": ids, "labels": labels}])
+            for ids in (IDS, elsewhere)
+        )
+        agreement = rows(one)["copy"].agreement
+        assert agreement is not None
+        assert agreement.rows == 2 * len(IDS)
+        assert agreement == rows(other)["copy"].agreement
+        everything = rows(xadapt.verify(make_llama(), target, work / "lora", work / "lora", IDS))["copy"].agreement
+        assert everything is not None
+        assert everything.score != agreement.score
+
+    def test_labels_that_leave_out_everything(self, work: Path) -> None:
+        batch = {"input_ids": IDS, "labels": torch.full_like(IDS, -100)}
+        with pytest.raises(ValueError, match="its labels are -100 throughout"):
+            xadapt.verify(make_llama(), make_llama(), work / "lora", work / "lora", [batch])
+
+    def test_labels_of_another_shape(self, work: Path) -> None:
+        batch = {"input_ids": IDS, "labels": IDS[:, 1:]}
+        with pytest.raises(ValueError, match="labels are one for each token"):
+            xadapt.verify(make_llama(), make_llama(), work / "lora", work / "lora", [batch])
+
+    def test_prompts_are_continued_by_the_adapted_source(self, work: Path) -> None:
+        found = xadapt.verify(make_llama(), drifted(make_llama()), work / "lora", work / "lora", IDS, continue_tokens=3)
+        agreement = rows(found)["copy"].agreement
+        assert agreement is not None
+        assert agreement.rows == 3 * len(IDS)
+        assert found.data.endswith("continued by 3 tokens, which alone count")
+        with pytest.raises(ValueError, match="continue_tokens=-1: a whole number"):
+            xadapt.verify(make_llama(), make_llama(), work / "lora", work / "lora", IDS, continue_tokens=-1)
+
     def test_five_rows_and_the_bare_target_does_nothing(self, work: Path) -> None:
         found = xadapt.verify(
             make_llama(), drifted(make_llama()), work / "lora", work / "lora", IDS, neutral=IDS.flip(1)

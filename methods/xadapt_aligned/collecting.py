@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from xadapt.contract import Siblings
+from xadapt.data.counting import without_labels
 from xadapt.feature_rows import rows_of
 from xadapt.progress import track
 
@@ -41,7 +42,7 @@ def collect(
     leaders: Shared | None = None
     read = 0
     for batch in track(batches, "looking at features"):
-        given = checked(batch)
+        given = without_labels(checked(batch))
         check_ids(given, networks)
         with (
             watching(networks["source"], sites.keys()) as there,
@@ -63,12 +64,12 @@ def collect(
 
 
 def checked(batch: Any) -> dict[str, Any]:
-    """A batch as a dict, without labels: nothing here has a loss."""
+    """A batch as a dict."""
     if not isinstance(batch, Mapping):
         raise TypeError(
             f"A batch is a dict of arguments for the bases' forward, such as {{'input_ids': …}}; got {type(batch).__name__}."
         )
-    return {name: value for name, value in batch.items() if name != "labels"}
+    return dict(batch)
 
 
 def _leaders(sites: Mapping[Site, Site], there: Seen, here: Seen) -> Shared:

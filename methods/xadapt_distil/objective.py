@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xadapt.data.counting import counting
+
 
 def wanted_log_probs(bare: Tensor, source_bare: Tensor, source_adapted: Tensor, temperature: float = 1.0) -> Tensor:
     """log p of the target as it should be: its own, plus what the adapter changed on the source, renormalised.
@@ -69,7 +71,8 @@ def check_alike(source: Tensor, target: Tensor, is_logits: bool) -> None:
 
 
 def mask_of(batch: dict[str, Any], logits: Tensor) -> Tensor | None:
-    mask = batch.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.shape == logits.shape[:-1]:
-        return mask.to(device=logits.device, dtype=torch.float32)
+    """The positions to learn from: those that count (`xadapt.data.counting`)."""
+    counted = counting(batch)
+    if counted is not None and counted.shape == logits.shape[:-1]:
+        return counted.to(device=logits.device, dtype=torch.float32)
     return None

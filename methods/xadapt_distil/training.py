@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor
 
+from xadapt.data.counting import without_labels
 from xadapt.progress import track
 from xadapt_aligned.collecting import checked
 
@@ -83,8 +84,9 @@ def loss_on(run: Run, student: Any, batch: dict[str, Any]) -> Tensor:
         student: the run's, as an accelerator has prepared it.
     """
     here, there = device_of(run.student), device_of(run.teacher)
-    before, after = (answer_of(found, "source")[0].to(here) for found in answers(run.teacher, moved(batch, there)))
-    given = moved(batch, here)
+    plain = without_labels(batch)
+    before, after = (answer_of(found, "source")[0].to(here) for found in answers(run.teacher, moved(plain, there)))
+    given = moved(plain, here)
     with torch.no_grad(), run.student.disable_adapter():
         bare, is_logits = answer_of(run.student(**given), "target")
     check_alike(before, bare, is_logits)

@@ -27,9 +27,11 @@ _VALUES = (
     "variant",
     "method",
     "data",
+    "neutral",
     "source",
     "samples",
     "max_tokens",
+    "continue_tokens",
     "method_map",
 )
 _NOT_WITHIN = r"(?<![\w/.=-])"  # a longer name, or a path

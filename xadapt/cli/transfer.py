@@ -68,6 +68,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_data(
         parser, "for methods that learn or measure: a text or JSONL file, a folder of pictures, 'random' for denoisers"
     )
+    parser.add_argument(
+        "--neutral",
+        metavar="FILE",
+        help="inputs that are not its business: methods learn from them too, auto does not judge by them",
+    )
     add_map(parser)
     add_component(parser)
     add_variant(parser)
@@ -155,6 +160,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 partial=arguments.partial,
                 trust_source=arguments.trust_source,
                 amount=amount,
+                neutral=arguments.neutral,
                 **settings,
             )
         except ValueError as error:

@@ -55,6 +55,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", action="append", default=[], help="let all models draw this, for a pipeline's component"
     )
+    parser.add_argument(
+        "--continue-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of prompts without answers: let the adapted source say N tokens more, and compare on these",
+    )
     add_component(parser)
     add_variant(parser)
     add_pickle(parser)
@@ -80,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         tasks=arguments.task,
         task_limit=arguments.task_limit,
         prompts=arguments.prompt,
+        continue_tokens=arguments.continue_tokens,
         component=arguments.component,
         amount=amount_of(arguments),
         variant=arguments.variant,

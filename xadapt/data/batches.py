@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .counting import IGNORED, in_turn, without_labels
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -31,17 +33,27 @@ class Batches:
         return len(self.batches)
 
 
-def token_batches(ids: Sequence[Sequence[int]], batch: int, pad: int = 0) -> tuple[dict[str, Tensor], ...]:
-    """Token ids of any lengths as input_ids and attention_mask (samples, length), padded at the right."""
+def token_batches(
+    ids: Sequence[Sequence[int]], batch: int, pad: int = 0, asked: Sequence[int] = ()
+) -> tuple[dict[str, Tensor], ...]:
+    """Token ids of any lengths as input_ids and attention_mask (samples, length), padded at the right.
+
+    Args:
+        asked: of each sample, how many of the first tokens are a prompt. Given that, there are labels as well, which leave these out.
+    """
     made = []
     for start in range(0, len(ids), batch):
         some = ids[start : start + batch]
         length = max(map(len, some))
         input_ids, mask = torch.full((len(some), length), pad), torch.zeros(len(some), length, dtype=torch.long)
+        labels = torch.full((len(some), length), IGNORED)
         for row, one in enumerate(some):
             input_ids[row, : len(one)] = torch.as_tensor(one)
             mask[row, : len(one)] = 1
-        made.append({"input_ids": input_ids, "attention_mask": mask})
+            if asked:
+                told = asked[start + row]
+                labels[row, told : len(one)] = torch.as_tensor(one[told:])
+        made.append({"input_ids": input_ids, "attention_mask": mask} | ({"labels": labels} if asked else {}))
     return tuple(made)
 
 
@@ -59,12 +71,21 @@ def rows_in(batches: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
+def beside(data: Batches, neutral: Batches) -> Batches:
+    """The data, and neutral inputs beside them that methods learn from and nothing is judged by."""
+    said = f"{data.said}; beside them, not to be judged by, {neutral.said}"
+    return Batches(
+        in_turn(data.batches, neutral.batches), said, data.rows + neutral.rows, data.random or neutral.random
+    )
+
+
 def on_device(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """A batch where the model is; floating-point tensors in the model's dtype."""
+    """A batch where the model is, without labels; floating-point tensors in the model's dtype."""
+    given = without_labels(batch)
     parameter = next((one for one in model.parameters() if one.is_floating_point()), None)
     if parameter is None or parameter.is_meta:
-        return dict(batch)
-    return {name: _moved(value, parameter) for name, value in batch.items()}
+        return given
+    return {name: _moved(value, parameter) for name, value in given.items()}
 
 
 def _moved(value: Any, like: Tensor) -> Any:

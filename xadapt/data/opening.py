@@ -29,9 +29,11 @@ def open_data(
         open_data("lines.txt", source, target, Amount(samples=32))
 
     Args:
-        data: a text file (a sample a line), a .jsonl file (rows with "text" or "messages"), a folder of pictures, a
-            `datasets.Dataset` of such rows or, for denoisers, of pictures, a list of texts, a tensor of token ids (samples, length), or batches: an iterable of
-            dicts of arguments of the forward. "random", for denoisers: latents, times and conditioning drawn from the config.
+        data: a text file (a sample a line), a .jsonl file (rows with "text", with "prompt" and "completion", or with "messages"), a
+            folder of pictures, a `datasets.Dataset` of such rows or, for denoisers, of pictures, a list of texts, a tensor of token
+            ids (samples, length), or batches: an iterable of dicts of arguments of the forward. "random", for denoisers: latents,
+            times and conditioning drawn from the config. Where it is told what is a prompt (completions, messages whose last is
+            the assistant's, batches with labels that are -100 there), behaviours are compared on the answers alone.
         amount: how much of it.
         tokenizer: for live models, which have none beside them.
 
@@ -68,10 +70,12 @@ def open_data(
         raise TypeError(f"data={type(data).__name__}: {_SORTS}.")
     if not samples:
         raise ValueError(f"The data is empty: {said} has no sample.")
-    ids = encode(samples, source, target, tokenizer, much.max_tokens)
-    batches = token_batches(ids, much.batch)
+    encoded = encode(samples, source, target, tokenizer, much.max_tokens)
+    asked = [one.asked for one in encoded]
+    batches = token_batches([one.ids for one in encoded], much.batch, asked=asked if any(asked) else ())
     rows = rows_in(batches)
-    return Batches(batches, f"{said}: {len(ids)} samples, {rows:,} tokens", rows)
+    answers = f", {rows - sum(asked):,} of them in answers, which alone count" if any(asked) else ""
+    return Batches(batches, f"{said}: {len(encoded)} samples, {rows:,} tokens{answers}", rows)
 
 
 def _check_heeded(told: Sequence[str], tokenizer: Any, what: str) -> None:

@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-Sample = str | list[dict[str, Any]]  # a text, or a conversation's messages
 
-_WANTED = 'a row has "text": "…", or "messages": [{"role": "user", "content": "…"}, …]'
+class Answered(NamedTuple):
+    """A prompt, and what follows it: this alone counts where behaviours are compared."""
+
+    prompt: str
+    completion: str
+
+
+Sample = str | Answered | list[dict[str, Any]]  # a text, a prompt with its answer, or a conversation's messages
+
+_WANTED = (
+    'a row has "text": "…", "prompt": "…" and "completion": "…", or "messages": [{"role": "user", "content": "…"}, …]'
+)
 
 
 def read_texts(path: Path, limit: int) -> list[Sample]:
@@ -29,10 +39,10 @@ def read_texts(path: Path, limit: int) -> list[Sample]:
 
 
 def from_row(row: Any, where: str) -> Sample:
-    """The text or the messages of a row.
+    """The text, the prompt with its completion, or the messages of a row.
 
     Raises:
-        ValueError: it has neither.
+        ValueError: it has none of them.
     """
     if isinstance(row, str):
         return row
@@ -41,6 +51,9 @@ def from_row(row: Any, where: str) -> Sample:
     text, messages = row.get("text"), row.get("messages")
     if isinstance(text, str) and text.strip():
         return text
+    prompt, completion = row.get("prompt"), row.get("completion")
+    if isinstance(prompt, str) and isinstance(completion, str) and completion.strip():
+        return Answered(prompt, completion)
     if isinstance(messages, Iterable) and not isinstance(messages, str):
         conversation = [dict(message) for message in messages if isinstance(message, Mapping)]
         if conversation and all(isinstance(one.get("role"), str) and "content" in one for one in conversation):

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 from xadapt.base import CheckpointBase
 from xadapt.contract import Base
 
-from .texts import Sample
+from .texts import Answered, Sample
+
+
+class Encoded(NamedTuple):
+    """The token ids of a sample, and how many of the first are its prompt's."""
+
+    ids: list[int]
+    asked: int
 
 
 def tokenizer_of(base: Base) -> Any | None:
@@ -25,16 +33,18 @@ def tokenizer_of(base: Base) -> Any | None:
         raise ValueError(f"The tokenizer of {base.name} cannot be opened: {type(error).__name__}: {error}") from error
 
 
-def encode(
-    samples: Sequence[Sample], source: Base | None, target: Base, given: Any, max_tokens: int
-) -> list[list[int]]:
+def encode(samples: Sequence[Sample], source: Base | None, target: Base, given: Any, max_tokens: int) -> list[Encoded]:
     """The token ids of each sample, by the tokenizers of both bases, which have to agree on these very texts.
+
+    Behind a completion comes the end token of the first tokenizer, as adapters are taught to stop. Of a conversation, what comes
+    before the last message is its prompt, if that is the assistant's and the template writes it at the end.
 
     Args:
         given: a tokenizer of the user's own, for live models; it is then taken for both.
 
     Raises:
-        ValueError: there is no tokenizer, the two cut a text differently, or an id is above a model's vocabulary.
+        ValueError: there is no tokenizer, the two cut a text differently, an id is above a model's vocabulary, or the prompts alone
+            are longer than `max_tokens`.
     """
     bases = [base for base in (source, target) if base is not None]
     tokenizers = [(target, given)] if given is not None else [(b, found) for b in bases if (found := tokenizer_of(b))]
@@ -43,16 +53,28 @@ def encode(
             f"Neither {' nor '.join(base.name for base in bases)} has a tokenizer beside it. Pass tokenizer=…, or token ids "
             "(a tensor of integers) as data."
         )
-    texts = [_text(sample, [tokenizer for _, tokenizer in tokenizers]) for sample in samples]
+    written = [_written(sample, [tokenizer for _, tokenizer in tokenizers]) for sample in samples]
+    texts = [prompt + rest for prompt, rest in written]
     cut = [[_ids(tokenizer, text)[:max_tokens] for text in texts] for _, tokenizer in tokenizers]
     if len(cut) > 1:
         _check_alike(texts, tokenizers, cut)
-    ids = [one for one in cut[0] if one]
-    if not ids:
+    first = tokenizers[0][1]
+    end = [] if first.eos_token_id is None else [int(first.eos_token_id)]
+    found = []
+    for sample, (prompt, _), ids in zip(samples, written, cut[0], strict=True):
+        ended = [*ids, *end] if isinstance(sample, Answered) else ids
+        asked = _in_common(_ids(first, prompt), ids) if prompt else 0
+        found.append(Encoded(ended[:max_tokens], asked))
+    found = [one for one in found if one.ids]
+    if not found:
         raise ValueError("The data is empty: no text gives a single token.")
+    if all(one.asked >= len(one.ids) for one in found):
+        raise ValueError(
+            f"With max_tokens={max_tokens} nothing of an answer is left, as the prompts alone are that long: raise it."
+        )
     for base in bases:
-        check_ids(max(max(one) for one in ids), base)
-    return ids
+        check_ids(max(max(one.ids) for one in found), base)
+    return found
 
 
 def check_ids(largest: int, base: Base) -> None:
@@ -89,8 +111,16 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=True)["input_ids"])
 
 
-def _text(sample: Sample, tokenizers: Sequence[Any]) -> str:
+def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many of the first ids are the same: the end of a prompt may be one token with the start of its answer."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _written(sample: Sample, tokenizers: Sequence[Any]) -> tuple[str, str]:
+    """A prompt, "" where there is none, and the rest."""
     if isinstance(sample, str):
+        return "", sample
+    if isinstance(sample, Answered):
         return sample
     template = next((one for one in reversed(tokenizers) if getattr(one, "chat_template", None)), None)
     if template is None:
@@ -98,4 +128,9 @@ def _text(sample: Sample, tokenizers: Sequence[Any]) -> str:
             'The data has "messages", and no tokenizer of the two models has a chat template to write them out with: pass rows '
             'with "text" instead.'
         )
-    return str(template.apply_chat_template(sample, tokenize=False))
+    whole = str(template.apply_chat_template(sample, tokenize=False))
+    if len(sample) > 1 and sample[-1]["role"] == "assistant":
+        prompt = str(template.apply_chat_template(sample[:-1], tokenize=False, add_generation_prompt=True))
+        if whole.startswith(prompt):
+            return prompt, whole.removeprefix(prompt)
+    return "", whole

@@ -13,6 +13,7 @@ from xadapt.adapter_files import Opened, name_of, open_adapter
 from xadapt.carried_along import without_base_tensors
 from xadapt.contract import Adapter, Carried, Learner, Method, Transfer
 from xadapt.data.amount import Amount
+from xadapt.data.batches import beside
 from xadapt.data.opening import open_data
 from xadapt.errors import some
 from xadapt.fingerprint import Match
@@ -40,6 +41,7 @@ def transfer(
     *,
     out: str | PathLike[str],
     data: Any = None,
+    neutral: Any = None,
     partial: bool = False,
     trust_source: bool = False,
     map: Map = None,
@@ -67,6 +69,8 @@ def transfer(
         method: one of `xadapt methods`.
         out: the folder to write.
         data: for methods that learn or measure; see `xadapt.data.open_data`.
+        neutral: inputs that are not the adapter's business, to learn from as well: alignment sees more of both models. auto does
+            not judge by them.
         partial: write what could be carried, where some layers could not.
         trust_source: go on although the adapter's fingerprint says it was trained on another base than `source`.
         map: lines of your own for the module map, a dict or a JSON file.
@@ -87,7 +91,7 @@ def transfer(
     job = _prepare(adapter, source, target, method, data, map, component, seed, variant, allow_pickle, options)
     belongs = _check_source(job, trust_source)
     much = amount or Amount(seed=seed)
-    carried, said = _carry(job, Path(out), data, much, tokenizer)
+    carried, said = _carry(job, Path(out), data, neutral, much, tokenizer)
     if carried.left_out and not partial:
         reasons = [f"{path}: {why}" for path, why in carried.left_out.items()]
         raise Refused(
@@ -280,16 +284,21 @@ def _check_source(job: _Job, trust_source: bool) -> dict[Match, int]:
     return found
 
 
-def _carry(job: _Job, out: Path, data: Any, amount: Amount, tokenizer: Any) -> tuple[Carried, str | None]:
+def _carry(job: _Job, out: Path, data: Any, neutral: Any, amount: Amount, tokenizer: Any) -> tuple[Carried, str | None]:
     step, said = job.step, None
+    if neutral is not None and data is None:
+        raise ValueError("neutral goes with data of the adapter's own kind, and none was given: pass data=… as well.")
     if isinstance(step, Learner) and data is not None:
         own = getattr(step, "batches", None)
         if own is not None:
-            _check_own_reading(job.method.name, amount, tokenizer)
+            _check_own_reading(job.method.name, amount, tokenizer, neutral)
             batches, said = own(data, job.bases), str(data) if isinstance(data, str | PathLike) else "data as given"
         else:
             source = job.bases.source if job.bases.has_source else None
             batches = open_data(data, source, job.bases.target, amount, tokenizer=tokenizer)
+            if neutral is not None:
+                others = open_data(neutral, source, job.bases.target, amount, tokenizer=tokenizer)
+                batches = beside(batches, others)
             said = batches.said
         step = step.fit(job.adapter, job.bases, batches)
     elif data is not None:
@@ -305,10 +314,10 @@ def _carry(job: _Job, out: Path, data: Any, amount: Amount, tokenizer: Any) -> t
         return step.transfer(job.adapter, job.bases), said
 
 
-def _check_own_reading(method: str, amount: Amount, tokenizer: Any) -> None:
+def _check_own_reading(method: str, amount: Amount, tokenizer: Any, neutral: Any) -> None:
     """ValueError if a method that reads its data by itself is told what only `open_data` heeds."""
     told = amount.chosen("samples", "max_tokens", "batch")
-    told += ["tokenizer"] if tokenizer is not None else []
+    told += [name for name, one in (("tokenizer", tokenizer), ("neutral", neutral)) if one is not None]
     if told:
         raise ValueError(
             f"The method {method!r} reads its data by itself and takes no {some(told)}; leave that out. Its own options say how "

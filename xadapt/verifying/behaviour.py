@@ -140,10 +140,9 @@ class Retention:
         return max(0.0, 1 - (self.moved / self.own) ** 0.5) if self.own > 0 else 0.0
 
 
-def log_probabilities(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """(samples, length, vocabulary) → the rows that are no padding, (rows, vocabulary), log-softmax in float32."""
-    logs = torch.log_softmax(logits.float(), dim=-1)
-    return logs.flatten(0, 1) if mask is None else logs[mask.bool()]
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Log-softmax of logits (rows, vocabulary), in float32."""
+    return torch.log_softmax(logits.float(), dim=-1)
 
 
 Sums = LogProbs | Predictions
@@ -169,7 +168,9 @@ def _checked(*rows: Tensor) -> tuple[Tensor, ...]:
 
 def _check_change(rows: int, norm: float) -> None:
     if not rows:
-        raise ValueError("The data is empty: there is nothing to compare behaviours on.")
+        raise ValueError(
+            "The data is empty, or its labels are -100 throughout: there is nothing to compare behaviours on."
+        )
     if not norm > 0:
         raise ValueError(
             "On this data the adapter changes nothing on its own source; pass data of the kind that it was trained for."

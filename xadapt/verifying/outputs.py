@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from xadapt.data.batches import on_device
+from xadapt.data.counting import counting, samples_counting
 
 from .behaviour import log_probabilities
 
@@ -50,20 +51,21 @@ def answer(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 def in_strips(
     outputs: tuple[Tensor, ...], batch: Mapping[str, Any], probabilities: bool
 ) -> Iterator[tuple[Tensor, ...]]:
-    """The models' answers as rows, some at a time, on one device: log-probabilities (rows, vocabulary) of tokens that are no
-    padding, or predictions (samples, numbers)."""
+    """The models' answers as rows, some at a time, on one device: log-probabilities (rows, vocabulary), or predictions (samples,
+    numbers), of what counts of the batch (`xadapt.data.counting`)."""
     outputs = tuple(output.to(outputs[0].device) for output in outputs)
     if not probabilities:
-        yield tuple(output.flatten(1) for output in outputs)
+        samples = samples_counting(batch, len(outputs[0]))
+        yield tuple(output.flatten(1) if samples is None else output.flatten(1)[samples] for output in outputs)
         return
-    mask = batch.get("attention_mask")
-    flat = tuple(_kept(output, mask) for output in outputs)
+    counted = counting(batch)
+    flat = tuple(_kept(output, counted) for output in outputs)
     if len({len(one) for one in flat}) > 1:
         raise ValueError(
             f"The models' outputs have different lengths, {' and '.join(str(len(one)) for one in flat)} tokens."
         )
     for parts in zip(*(torch.split(one, ROWS) for one in flat), strict=True):
-        yield tuple(log_probabilities(part[None], None) for part in parts)
+        yield tuple(log_probabilities(part) for part in parts)
 
 
 def rows(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
@@ -72,5 +74,5 @@ def rows(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     return torch.cat(parts)
 
 
-def _kept(logits: Tensor, mask: Any) -> Tensor:
-    return logits.flatten(0, 1) if mask is None else logits[mask.to(logits.device).bool()]
+def _kept(logits: Tensor, counted: Tensor | None) -> Tensor:
+    return logits.flatten(0, 1) if counted is None else logits[counted.to(logits.device)]

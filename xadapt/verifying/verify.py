@@ -23,6 +23,7 @@ from xadapt.progress import showing
 from xadapt.siblings import Pair
 
 from .comparing import compare, retained
+from .continuing import continued_data
 from .metrics import Metric, lm_eval_metric, metric_from, numbers
 from .models import adapted
 from .pictures import Painter
@@ -41,6 +42,7 @@ def verify(
     tasks: Sequence[str] = (),
     task_limit: int | None = None,
     prompts: Sequence[str] = (),
+    continue_tokens: int = 0,
     component: str | None = None,
     amount: Amount | None = None,
     tokenizer: Any = None,
@@ -66,6 +68,8 @@ def verify(
         tasks: lm-eval's, by name or by the path of their file.
         task_limit: documents of each task; all by default.
         prompts: for a component of a pipeline: what all five draw for these.
+        continue_tokens: where the data are prompts without answers: let the adapted source continue each by that many tokens, and
+            compare the models on these.
         tokenizer: for live models.
 
     Raises:
@@ -88,6 +92,8 @@ def verify(
         "transferred": _its_own(open_adapter(transferred, component, allow_pickle), bases.target),
     }
     inputs = open_data(data, bases.source, bases.target, amount, tokenizer=tokenizer)
+    if continue_tokens:
+        inputs = continued_data(bases.source, candidates["copy"], inputs, continue_tokens)
     others = None if neutral is None else open_data(neutral, bases.source, bases.target, amount, tokenizer=tokenizer)
     metrics = [] if metric is None else [metric_from(metric)]
     if tasks:
