@@ -89,6 +89,17 @@ class TestPredictions:
         found = sums.result()
         assert (found.direction, found.strength, found.score) == pytest.approx((1, 0.5, 0.5))
 
+    @pytest.mark.parametrize(
+        ("there", "score"),
+        [([6.0, 8.0], 1.0), ([-3.0, -4.0], 0.0), ([0.0, 0.0], 0.0), ([4.0, -3.0], 0.0), ([10.0, 0.0], 0.6)],
+        ids=["twice as strong", "backwards", "nothing", "across", "partly across"],
+    )
+    def test_what_points_the_right_way_counts(self, there: list[float], score: float) -> None:
+        sums = Predictions()
+        source, target, change = torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([[3.0, 4.0]])
+        sums.add(source, source + change, target, target + torch.tensor([there]))
+        assert sums.result().score == pytest.approx(score, abs=1e-6)
+
     def test_other_shapes(self) -> None:
         with pytest.raises(ValueError, match="one vocabulary, or one latent space"):
             Predictions().add(*(torch.zeros(1, width) for width in (2, 2, 3, 3)))

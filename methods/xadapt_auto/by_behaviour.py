@@ -79,6 +79,8 @@ def decide(options: Auto, adapter: Adapter, bases: Siblings, batches: Iterable[A
         hint = (
             "" if options.allow_training else " allow_training=True (--allow-training) trains a new one on the target."
         )
+        if any(one.score > without for one in found.values()):
+            hint += " A smaller gain (--gain) takes what there is."
         raise Refused(f"{choice.why}\n{table}\nThe adapter does not carry to {bases.target.name}.{hint}")
     best = _refitted(choice.name, report, made, adapter, bases, given)
     verdicts = {layer.target: told for layer, told in zip(report.layers, report.decision.layers, strict=True)}

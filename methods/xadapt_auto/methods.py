@@ -24,11 +24,12 @@ class Auto:
     candidates: str = ""
     """The methods to choose from, "copy, aligned"; all that are installed, read adapters of this kind and do not train by default."""
 
-    margin: float = 0.01
+    margin: float = 0.001
     """By how much another method must beat the adapter as it is. Ties are noise, and what is unchanged is better understood."""
 
-    gain: float = 0.05
-    """What the best has to gain over the bare target. Below that the adapter does not carry, and it is refused."""
+    gain: float = 0.3
+    """What the best has to gain over the bare target, of 1 for all of the adapter's work. Below that it does not carry, and is
+    refused: what does a little of it may as well do harm."""
 
     allow_training: bool = False
     """Train a fresh adapter on the target (`distil`) where the best of the others agrees less than `train_below`."""

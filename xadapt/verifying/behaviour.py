@@ -82,7 +82,12 @@ class LogProbs:
 
 @dataclass
 class Predictions:
-    """Sums over the predictions of denoisers. The score is 1 − ‖Δ′ − Δ‖ / ‖Δ‖ of the two changes, not below 0."""
+    """Sums over the predictions of denoisers.
+
+    With Δ what the adapter changes on the source and Δ′ what it changes on the target, the score is ⟨Δ, Δ′⟩ / (‖Δ‖ max(‖Δ‖, ‖Δ′‖)),
+    not below 0: the cosine, times the strength where that is below 1. A stronger change costs nothing, as siblings with guidance
+    built in answer with a multiple of it. benchmarks/zoo chose it among others; 1 − ‖Δ′ − Δ‖ / ‖Δ‖ is a worse guide.
+    """
 
     rows: int = 0
     dot: float = 0.0
@@ -105,8 +110,7 @@ class Predictions:
             return Agreement(0.0, 0.0, 0.0, self.rows)
         direction = self.dot / (self.source_norm * self.target_norm) ** 0.5
         strength = (self.target_norm / self.source_norm) ** 0.5
-        missed = max(0.0, strength**2 + 1 - 2 * direction * strength) ** 0.5
-        return Agreement(direction, strength, max(0.0, 1 - missed), self.rows)
+        return Agreement(direction, strength, max(0.0, direction) * min(1.0, strength), self.rows)
 
 
 @dataclass
