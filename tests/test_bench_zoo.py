@@ -19,7 +19,6 @@ from benchmarks.zoo.settings import DENOISER_SIBLINGS, FULL, LM_SIBLINGS, SHORT
 from benchmarks.zoo.siblings import llama, make_sibling
 from benchmarks.zoo.tasks import NEW_TASKS, OLD_TASKS, VOCABULARY, answered_by, is_scored, new_lines, old_lines
 from benchmarks.zoo.trust import compare, same_answers
-from benchmarks.zoo.world import in_pairs
 
 
 def test_new_lines_are_solved_and_parted() -> None:
@@ -61,14 +60,6 @@ def test_answers_are_the_models_own() -> None:
     with torch.no_grad():
         said = model(input_ids=answered).logits.argmax(-1)
     assert torch.equal(said[:, 6:-1], answered[:, 7:])
-
-
-def test_pairs_give_both_kinds_to_every_other_batch() -> None:
-    old, new = ([{name: torch.tensor(index)} for index in range(4)] for name in ("old", "new"))
-    mixed = in_pairs(old, new)
-    assert [next(iter(one)) for one in mixed[::2]] == ["old", "new", "old", "new"]
-    assert [next(iter(one)) for one in mixed[1::2]] == ["old", "new", "old", "new"]
-    assert len(mixed) == 8
 
 
 @pytest.fixture(scope="module")

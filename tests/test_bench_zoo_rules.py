@@ -128,13 +128,11 @@ def test_the_halves_share_neither_sibling_nor_task() -> None:
 
 
 def test_by_trust_is_autos_choice() -> None:
-    given = {"copy": (0.6, 0.5), "aligned": (0.61, 0.7)}
-    trust = {row: {"trust": score, "trust_bare": 0.3, "same": same} for row, (score, same) in given.items()}
+    trust = {row: {"trust": score, "trust_bare": 0.2} for row, score in {"copy": 0.6, "aligned": 0.61}.items()}
     one = example({"bare": 0.0, "copy": 0.5, "aligned": 0.4, "distil": 1.0}, trust=trust)
     assert by_trust(one, Limits(margin=0.02)) == "copy"
     assert by_trust(one, Limits(margin=0.0)) == "aligned"
     assert by_trust(one, Limits(gain=0.5)) == "bare"
-    assert by_trust(one, Limits(margin=0.02, blend=1.0)) == "aligned"
     assert by_trust(example({"bare": 0.0}), Limits()) == "bare"
 
 

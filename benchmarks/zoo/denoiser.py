@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -22,8 +22,9 @@ from benchmarks.zoo.denoiser_siblings import make_sibling, sampled
 from benchmarks.zoo.denoiser_tasks import TASKS, judge
 from benchmarks.zoo.settings import DenoiserZoo
 from benchmarks.zoo.shelf import Shelf
-from benchmarks.zoo.world import Arguments, in_pairs
+from benchmarks.zoo.world import Arguments
 from xadapt.contract import Adapter
+from xadapt.data.counting import in_turn
 
 _KINDS = {"lora": "copy", "input": "input", "output": "output"}  # space -> what benchmarks.tiny calls its adapter
 
@@ -86,14 +87,14 @@ class DenoiserWorld:
         adapter = self.shelf.adapter(f"retrained-{sibling}-{task}", lambda: self._train(target, task, "lora"))
         return put_on(target, adapter)
 
-    def _calibration(self, task: str, space: str, much: bool = False) -> list[Arguments]:
-        """Old styles and the task's name in turn, over noise: no image of the task is needed."""
+    def _calibration(self, task: str, space: str, much: bool = False) -> Sequence[Arguments]:
+        """The task's name, and old words, by which nothing is judged, over noisy images of old styles: none of the task is needed."""
         generator = torch.Generator().manual_seed(self.seed + 7000)
         if much:
             return [self._inputs(generator, task) for _ in range(self.settings.distil_batches)]
         count = self.settings.calibration_batches
         old, new = ([self._inputs(generator, asked) for _ in range(count)] for asked in (None, task))
-        return in_pairs(old, new)
+        return in_turn(new, old)
 
     def _unlabelled(self, task: str, space: str) -> list[Arguments]:
         generator = torch.Generator().manual_seed(self.seed + 8000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -22,9 +23,10 @@ from benchmarks.zoo.carry import put_on
 from benchmarks.zoo.settings import LmZoo
 from benchmarks.zoo.shelf import Shelf
 from benchmarks.zoo.siblings import llama, make_sibling, paths, pretrain
-from benchmarks.zoo.tasks import answered_by, arguments, new_lines, old_lines
-from benchmarks.zoo.world import Arguments, in_pairs
+from benchmarks.zoo.tasks import answered_by, answers_count, arguments, new_lines, old_lines
+from benchmarks.zoo.world import Arguments
 from xadapt.contract import Adapter
+from xadapt.data.counting import in_turn
 
 LAYERS = {"student": -1, "cut": -1, "deeper": +2}  # against the source's
 
@@ -88,18 +90,18 @@ class LmWorld:
         )
         return put_on(target, adapter)
 
-    def _calibration(self, task: str, space: str, much: bool = False) -> list[Arguments]:
-        """Old lines and the task's in turn; for methods that train, the task's alone, and more of them."""
+    def _calibration(self, task: str, space: str, much: bool = False) -> Sequence[Arguments]:
+        """The task's lines, and old ones, on which nothing is judged; for methods that train, the task's alone, and more of them."""
         if much:
             tokens = self._answered(task, space, self.settings.distil_lines, self.seed + 7000)
-            return [arguments(part) for part in tokens.split(32)]
+            return [answers_count(part) for part in tokens.split(32)]
         lines = self.settings.calibration_lines
         old = old_lines(lines, _generator(self.seed + 7000)).tokens
         new = self._answered(task, space, lines, self.seed + 7000)
-        return in_pairs([arguments(part) for part in old.split(32)], [arguments(part) for part in new.split(32)])
+        return in_turn([answers_count(part) for part in new.split(32)], [arguments(part) for part in old.split(32)])
 
     def _unlabelled(self, task: str, space: str) -> list[Arguments]:
-        return [arguments(self._answered(task, space, self.settings.trust_lines, self.seed + 8000))]
+        return [answers_count(self._answered(task, space, self.settings.trust_lines, self.seed + 8000))]
 
     def score(self, model: nn.Module, sibling: str, task: str) -> float:
         return exact_match(model, self.test[task])

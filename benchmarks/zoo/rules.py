@@ -19,9 +19,8 @@ CHECK_GRID: dict[str, tuple[float, ...]] = {
     "refused": (0.3, 0.5),
 }
 POLICY_GRID: dict[str, tuple[float, ...]] = {
-    "margin": (0.0, 0.005, 0.01, 0.02, 0.05, 0.1),
-    "gain": (0.0, 0.05, 0.1, 0.2, 0.3),
-    "blend": (0.0, 0.25, 0.5, 0.75, 1.0),
+    "margin": (0.0, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1),
+    "gain": (0.0, 0.05, 0.1, 0.2, 0.3, 0.4),
 }
 _MEASURES = {field.name for field in fields(LayerMeasures)}
 
@@ -53,16 +52,13 @@ def by_check(example: Example, thresholds: Thresholds) -> str:
 class Limits:
     """The numbers that the method auto turns on, with its defaults."""
 
-    margin: float = 0.01
-    gain: float = 0.05
-    blend: float = 0.0
-    """How much the share of places in which both adapted models would say the same counts beside verify's score; auto has 0."""
+    margin: float = 0.001
+    gain: float = 0.3
 
 
 def by_trust(example: Example, limits: Limits) -> str:
     """auto's own choice among the training-free rows, by verify's score of each: whole adapters, without mixtures of layers."""
     told = {row: example.trust[row] for row in example.free if "trust" in example.trust.get(row, {})}
-    blend = limits.blend
-    scores = {row: (1 - blend) * figures["trust"] + blend * figures["same"] for row, figures in told.items()}
+    scores = {row: figures["trust"] for row, figures in told.items()}
     bare = next((figures["trust_bare"] for figures in told.values()), 0.0)
     return choose(scores, unchanged="copy", bare=bare, margin=limits.margin, gain=limits.gain).name or BARE

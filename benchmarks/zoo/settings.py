@@ -58,10 +58,10 @@ class LmZoo:
     score_lines: int = 256  # that learning rates are judged on
     test_lines: int = 1024  # that adapters are scored on
     old_lines: int = 160
-    calibration_lines: int = 64  # of the old tasks, and as many of the new one
+    calibration_lines: int = 128  # of the old tasks, and as many of the new one
     distil_lines: int = 512  # of the new task alone, for methods that train
     distil: tuple[int, float] = (200, 2e-2)  # steps and learning rate; the adapters have fewer steps, at the same rate
-    trust_lines: int = 64
+    trust_lines: int = 128
     gains: tuple[int, float] = (150, 3e-4)  # steps and learning rate after the change
     cut: tuple[int, float] = (300, 1e-3)
     deeper: tuple[int, float] = (300, 1e-3)
@@ -78,11 +78,11 @@ class DenoiserZoo:
     tasks: tuple[str, ...] = tuple(DENOISER_TASKS)
     spaces: tuple[str, ...] = SPACES
     drift: tuple[int, float] = (200, 2e-3)
-    images_per_digit: int = 30  # that adapters are scored on; the old styles on the fewer of `tiny`
-    calibration_batches: int = 2  # of the old styles, and as many of the new one
+    images_per_digit: int = 60  # that adapters are scored on; the old styles on the fewer of `tiny`
+    calibration_batches: int = 4  # of the old styles, and as many of the new one
     distil_batches: int = 32  # of the new one alone, for methods that train
     distil: tuple[int, float] = (200, 1e-2)
-    trust_batches: int = 2
+    trust_batches: int = 4
     batch: int = 32
 
 

@@ -64,6 +64,14 @@ def answered_by(model: torch.nn.Module, tokens: Tensor) -> Tensor:
     return tokens
 
 
+def answers_count(tokens: Tensor) -> dict[str, Tensor]:
+    """Lines of new tasks as a forward takes them, with labels that say where the answers are: what counts when behaviours are
+    compared. `xadapt.data` does not look at what they say."""
+    labels = tokens.clone()
+    labels[:, : DIGITS + 2] = IGNORE
+    return {**arguments(tokens), "labels": labels}
+
+
 def arguments(tokens: Tensor) -> dict[str, Tensor]:
     """A batch as a forward takes it: `input_ids` and `attention_mask`."""
     return {"input_ids": tokens, "attention_mask": (tokens != PAD).long()}

@@ -30,20 +30,12 @@ class World(Protocol):
 
     def retrained(self, sibling: str, task: str) -> nn.Module: ...  # a LoRA trained on that sibling, merged
 
-    def calibration(self, task: str, space: str, much: bool) -> list[Arguments]: ...
+    def calibration(self, task: str, space: str, much: bool) -> Sequence[Arguments]: ...
 
-    """Unlabelled inputs, old ones and the task's; for methods that train, the task's alone, and more of them."""
+    """Unlabelled inputs, the task's and old ones, which do not count; for methods that train, the task's alone, and more of them."""
 
     def unlabelled(self, task: str, space: str) -> list[Arguments]: ...  # the task's inputs alone, others again
 
     def score(self, model: nn.Module, sibling: str, task: str) -> float: ...  # 0 to 1, on what nothing else has seen
 
     def kept(self, model: nn.Module, sibling: str) -> float: ...  # the same of what the models could do before
-
-
-def in_pairs(old: Sequence[Arguments], new: Sequence[Arguments]) -> list[Arguments]:
-    """Two of the one, two of the other, and so on: a method that fits on every other batch and judges on the rest sees both twice."""
-    found: list[Arguments] = []
-    for start in range(0, max(len(old), len(new)), 2):
-        found += [*old[start : start + 2], *new[start : start + 2]]
-    return found
