@@ -19,7 +19,7 @@ from tests.verb_models import drifted
 from tests.weight_models import lora_on, updates_on
 from xadapt.base import open_base
 from xadapt.contract import Adapter, Carried, Learner, Transfer
-from xadapt.data.counting import in_turn
+from xadapt.data.counting import anything_counts, with_neutral
 from xadapt.refused import Refused
 from xadapt.siblings import Pair
 from xadapt.transferring.writing import write_folder
@@ -128,7 +128,7 @@ class TestWithData:
         step = AUTO.build(candidates="copy", gain=0)
         one, other, all_of_it = (
             step.fit(adapter, bases, given).transfer(adapter, bases).considered["copy"]
-            for given in (batches, in_turn(batches, neutral), [*batches, *neutral])
+            for given in (batches, with_neutral(batches, neutral), [*batches, *neutral])
         )
         assert one == other
         assert one != all_of_it
@@ -187,6 +187,20 @@ class TestTheHalves:
         assert [int(batch["input_ids"][0, 0]) for batch in fitting] == [0, 2]
         assert [int(batch["input_ids"][0, 0]) for batch in judging] == [1]
         assert halves(batches[:1]) == (batches[:1], batches[:1])
+
+    @pytest.mark.parametrize("neutral", [1, 2, 3])
+    def test_something_counts_in_both_whatever_lies_beside_it(self, neutral: int) -> None:
+        one_sample = {"input_ids": torch.ones(1, 2, dtype=torch.long)}
+        for data in ([one_sample], [{"input_ids": torch.ones(5, 2, dtype=torch.long)}]):
+            for half in halves(with_neutral(data, [one_sample] * neutral)):
+                assert any(anything_counts(batch) for batch in half)
+
+    def test_rows_that_count_lie_in_both_where_they_take_turns(self) -> None:
+        ids = torch.arange(16).view(8, 2)
+        labels = torch.where(torch.arange(8)[:, None] % 2 == 0, ids, -100)
+        for half in halves([{"input_ids": ids, "labels": labels}]):
+            assert (half[0]["labels"] != -100).any(1).sum() == 2
+            assert len(half[0]["input_ids"]) == 4
 
 
 class TestThePolicy:

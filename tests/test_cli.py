@@ -104,6 +104,18 @@ def test_a_misspelt_flag(typed: str, capsys: pytest.CaptureFixture[str]) -> None
     assert "there is no flag --metod. Did you mean '--method'?" in capsys.readouterr().err
 
 
+def test_a_value_may_look_like_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["verify", "a", "--prompt", "--ar 16:9 castle"])
+    assert "there is no flag" not in capsys.readouterr().err
+
+
+def test_a_misspelt_method_is_told_before_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["transfer", "a", "--target", "b", "--out", "c", "--method", "distill", "--rank", "4"])
+    assert "No method is called 'distill'. Did you mean 'distil'?" in capsys.readouterr().err
+
+
 def test_the_beginning_of_a_flag_will_do() -> None:
     assert main(["methods", "--js"]) == 0
 

@@ -13,7 +13,7 @@ from tests.conftest import make_llama
 from xadapt.base import CheckpointBase, LiveBase, open_base
 from xadapt.data import Amount, open_data
 from xadapt.data.batches import token_batches
-from xadapt.data.counting import counting, in_turn, samples_counting
+from xadapt.data.counting import counting, samples_counting, with_neutral
 from xadapt.data.denoisers import random_times
 
 WORDS = [*"abcdefghij", "hello", "world", "<unk>"]
@@ -71,10 +71,33 @@ class TestTexts:
         end = WORDS.index("<unk>")
         assert batch["input_ids"].tolist() == [[0, 1, 2, end], [10, 11, 3, end]]
         assert batch["labels"].tolist() == [[-100, -100, 2, end], [-100, 11, 3, end]]
-        assert found.said.endswith("2 samples, 8 tokens, 5 of them in answers, which alone count")
+        assert found.said.endswith("2 samples, 8 tokens, 5 of them in answers")
         counted = counting(batch)
         assert counted is not None
         assert counted.tolist() == [[False, True, True, False], [True, True, True, False]]
+
+    def test_an_end_that_is_there_is_not_written_again(self, base: Any, tmp_path: Path) -> None:
+        (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": " b <unk>"}')
+        (batch,) = open_data(tmp_path / "rows.jsonl", base, base)
+        assert batch["input_ids"].tolist() == [[0, 1, WORDS.index("<unk>")]]
+
+    def test_a_completion_is_more_than_a_text_beside_it(self, base: Any, tmp_path: Path) -> None:
+        (tmp_path / "rows.jsonl").write_text('{"text": "a b c d", "prompt": "a", "completion": " b"}')
+        (batch,) = open_data(tmp_path / "rows.jsonl", base, base)
+        assert batch["labels"][0, :2].tolist() == [-100, 1]
+
+    def test_prompts_without_answers_are_texts(self, base: Any, tmp_path: Path) -> None:
+        (tmp_path / "rows.jsonl").write_text('{"prompt": "a b"}')
+        (batch,) = open_data(tmp_path / "rows.jsonl", base, base)
+        assert batch["input_ids"].tolist() == [[0, 1]]
+        assert "labels" not in batch
+
+    def test_some_prompts_leave_no_room(self, base: Any, tmp_path: Path) -> None:
+        (tmp_path / "rows.jsonl").write_text(
+            '{"prompt": "a b c", "completion": " d"}\n{"prompt": "a", "completion": " d"}'
+        )
+        found = open_data(tmp_path / "rows.jsonl", base, base, Amount(max_tokens=3))
+        assert found.said.endswith("2 of them in answers (1 prompts leave no room for one: max_tokens=3)")
 
     def test_prompts_that_leave_no_room_for_an_answer(self, base: Any, tmp_path: Path) -> None:
         (tmp_path / "rows.jsonl").write_text('{"prompt": "a b c", "completion": " d"}')
@@ -89,6 +112,34 @@ class TestTexts:
         (batch,) = open_data(tmp_path / "rows.jsonl", there, there)
         assert batch["input_ids"].tolist() == [[1, 10, 0, 2, 3]]
         assert batch["labels"].tolist() == [[-100, -100, -100, 2, 3]]
+
+        both = {"prompt": turns[:1], "completion": turns[1:]}
+        (tmp_path / "rows.jsonl").write_text(json.dumps(both))
+        (again,) = open_data(tmp_path / "rows.jsonl", there, there)
+        assert torch.equal(again["labels"], batch["labels"])
+
+    def test_who_asks_last_is_to_be_answered(self, tmp_path: Path) -> None:
+        template = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}j {% endif %}"
+        there = open_base(with_tokenizer(tmp_path / "chat", template=template))
+        (tmp_path / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "hello"}]}')
+        (batch,) = open_data(tmp_path / "rows.jsonl", there, there)
+        assert batch["input_ids"].tolist() == [[10, 9]]
+
+    def test_the_template_writes_the_start_token_and_nobody_else(self, tmp_path: Path) -> None:
+        from tokenizers.processors import TemplateProcessing
+
+        template = "j {% for m in messages %}{{ m['content'] }} {% endfor %}"
+        folder = with_tokenizer(tmp_path / "chat", template=template)
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="j $A", special_tokens=[("j", 9)])
+        tokenizer.save_pretrained(folder)
+        there = open_base(folder)
+        rows = '{"messages": [{"role": "user", "content": "a"}]}\n{"text": "a"}'
+        (tmp_path / "rows.jsonl").write_text(rows)
+        (batch,) = open_data(tmp_path / "rows.jsonl", there, there)
+        assert batch["input_ids"].tolist() == [[9, 0], [9, 0]]
 
     def test_messages_without_a_chat_template(self, base: Any, tmp_path: Path) -> None:
         (tmp_path / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}')
@@ -111,8 +162,9 @@ class TestTexts:
             ("blank.txt", b"\n\n", "is empty"),
             ("bytes.txt", b"fine\n\xff\xfe\n", "line 2 is no text in UTF-8"),
             ("rows.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
-            ("rows.jsonl", b'{"text": "a"}\n\n{"prompt": "b"}\n', r"line 3 has the fields 'prompt' and no text"),
+            ("rows.jsonl", b'{"text": "a"}\n\n{"question": "b"}\n', r"line 3 has the fields 'question' and no text"),
             ("rows.jsonl", b'{"messages": [{"content": "b"}]}\n', "line 1 has the fields 'messages'"),
+            ("rows.jsonl", b'{"prompt": "b", "completion": " "}', "line 1 has a completion that is empty"),
             ("rows.jsonl", b"[1]\n", "line 1 is list"),
         ],
     )
@@ -385,19 +437,20 @@ def _network(family: str) -> Any:
 
 
 class TestWhatCounts:
-    def test_data_and_neutral_inputs_both_lie_in_every_other_batch(self) -> None:
-        data, neutral = ([{"input_ids": torch.full((1, 3), fill + n)} for n in range(4)] for fill in (0, 10))
-        mixed = in_turn(data, neutral)
-        assert [int(batch["input_ids"][0, 0]) for batch in mixed] == [0, 1, 10, 11, 2, 3, 12, 13]
-        for half in (mixed[::2], mixed[1::2]):
-            assert ["labels" in batch for batch in half] == [False, True, False, True]
-        counted = counting(mixed[2])
+    def test_of_neutral_inputs_nothing_does(self) -> None:
+        data, neutral = ([{"input_ids": torch.full((1, 3), fill)}] for fill in (0, 10))
+        one, other = with_neutral(data, neutral)
+        assert one is data[0]
+        counted = counting(other)
         assert counted is not None
         assert not counted.any()
         assert "labels" not in neutral[0]
 
     def test_of_denoisers_by_the_sample(self) -> None:
-        (batch,) = in_turn([], [{"sample": torch.zeros(4, 2), "encoder_hidden_states": torch.zeros(4, 3, 2)}])
+        (batch,) = with_neutral(
+            [],
+            [{"timestep": torch.zeros(1), "sample": torch.zeros(4, 2), "encoder_hidden_states": torch.zeros(4, 3, 2)}],
+        )
         counted = samples_counting(batch, 4)
         assert counted is not None
         assert counted.tolist() == [False] * 4

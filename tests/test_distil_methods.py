@@ -18,6 +18,7 @@ from tests.test_every_method import assert_same
 from tests.test_weight_methods import attach, lora_on
 from xadapt.base import open_base
 from xadapt.contract import Adapter
+from xadapt.data.counting import with_neutral
 from xadapt.siblings import Pair
 from xadapt_distil import DISTIL, DISTIL_INPUT, DISTIL_OUTPUT
 from xadapt_distil.objective import divergence, noise_error, wanted_log_probs
@@ -107,6 +108,17 @@ class TestLearning:
         assert told["loss_at_last"] < 0.7 * told["loss_at_first"]
         assert torch.cosine_similarity(learnt.flatten(), change.flatten(), dim=0) > 0.3
 
+    def test_what_labels_leave_out_is_not_learnt_from(self) -> None:
+        adapter, data = lora_on(make_llama(), ["v_proj"]), batches(2)
+        neutral = [{"input_ids": batch["input_ids"].flip(1)} for batch in data]
+        one = distil(adapter, pair(), data, steps=4)
+        other = distil(adapter, pair(), list(with_neutral(data, neutral)), steps=4)
+        assert_same(dict(one.adapter.tensors), dict(other.adapter.tensors))
+        answers = [{**batch, "labels": torch.where(torch.arange(8) < 5, -100, batch["input_ids"])} for batch in data]
+        elsewhere = [{**batch, "labels": torch.where(torch.arange(8) < 2, -100, batch["input_ids"])} for batch in data]
+        some, more = (distil(adapter, pair(), given, steps=4) for given in (answers, elsewhere))
+        assert not torch.equal(next(iter(some.adapter.tensors.values())), next(iter(more.adapter.tensors.values())))
+
     def test_a_denoiser(self, noise: Callable[[nn.Module], Tensor]) -> None:
         pytest.importorskip("diffusers")
         generator = torch.Generator().manual_seed(0)
@@ -188,6 +200,13 @@ class TestResuming:
         with pytest.raises(ValueError, match=text):
             distil(adapter, pair(), data, **{"steps": 1, "checkpoint": str(tmp_path), **change})
 
+    def test_other_labels_are_other_data(self, tmp_path: Path) -> None:
+        adapter = lora_on(make_llama(), ["v_proj"])
+        distil(adapter, pair(), steps=1, checkpoint=str(tmp_path))
+        data = [{**one, "labels": torch.where(torch.arange(8) < 5, -100, one["input_ids"])} for one in batches()]
+        with pytest.raises(ValueError, match="first_batch was"):
+            distil(adapter, pair(), data, steps=1, checkpoint=str(tmp_path))
+
     def test_a_damaged_state_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "distil.safetensors").write_bytes(b"no tensors")
         with pytest.raises(ValueError, match="is no state of a distillation"):
@@ -203,6 +222,10 @@ class TestErrors:
 
     def test_no_batch(self) -> None:
         assert "not one batch" in self.fails([])
+
+    def test_labels_that_leave_out_everything(self) -> None:
+        data = [{**batch, "labels": torch.full_like(batch["input_ids"], -100)} for batch in batches()]
+        assert "the labels of all batches are -100 throughout" in self.fails(data)
 
     def test_an_iterator(self) -> None:
         assert "read only once" in self.fails(iter(batches()))

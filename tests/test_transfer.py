@@ -102,6 +102,15 @@ class TestWhatIsWritten:
         assert plain.data == "token ids: 8 samples, 128 tokens"
         with pytest.raises(ValueError, match="neutral goes with data of the adapter's own kind"):
             xadapt.transfer(work / "lora", make_llama(), make_llama(), "copy", out=tmp_path / "b", neutral=IDS)
+        with pytest.raises(ValueError, match="neutral: The data is empty"):
+            xadapt.transfer(
+                work / "lora", make_llama(), make_llama(), "aligned", out=tmp_path / "b", data=IDS, neutral=IDS[:0]
+            )
+        targets = {"a": make_llama(), "b": make_llama()}
+        with pytest.raises(ValueError, match="neutral is an iterator"):
+            xadapt.transferring.transfer.transfer_all(
+                work / "lora", make_llama(), targets, out=tmp_path / "c", data=IDS, neutral=iter([{"input_ids": IDS}])
+            )
 
     def test_several_targets(self, work: Path, tmp_path: Path) -> None:
         targets = {"one": work / "target", "two": work / "deeper", "three": make_gpt2()}

@@ -10,14 +10,19 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import Tensor
 
 import xadapt
-from tests.conftest import make_llama
+from tests.conftest import make_gpt2, make_llama
 from tests.test_data import with_tokenizer
 from tests.verb_models import IDS, drifted, input_folder, lora_folder, randomised, rotated_values, unet_lora_folder
+from xadapt.adapter_files import open_adapter
+from xadapt.base import open_base
 from xadapt.cli import main
 from xadapt.data import Amount
+from xadapt.data.counting import counting
 from xadapt.verifying.behaviour import Agreement
+from xadapt.verifying.continuing import continued
 from xadapt.verifying.metrics import lm_eval_metric, metric_from, numbers
 from xadapt.verifying.report import Verified, VerifyReport
 
@@ -79,13 +84,19 @@ class TestLanguageModels:
             xadapt.verify(make_llama(), make_llama(), work / "lora", work / "lora", [batch])
 
     def test_prompts_are_continued_by_the_adapted_source(self, work: Path) -> None:
-        found = xadapt.verify(make_llama(), drifted(make_llama()), work / "lora", work / "lora", IDS, continue_tokens=3)
+        source = make_llama()
+        source.generation_config.eos_token_id = None
+        target = drifted(make_llama())
+        found = xadapt.verify(source, target, work / "lora", work / "lora", IDS, continue_tokens=3)
         agreement = rows(found)["copy"].agreement
         assert agreement is not None
         assert agreement.rows == 3 * len(IDS)
-        assert found.data.endswith("continued by 3 tokens, which alone count")
+        assert found.data.endswith("continued by up to 3 tokens, which alone count")
         with pytest.raises(ValueError, match="continue_tokens=-1: a whole number"):
-            xadapt.verify(make_llama(), make_llama(), work / "lora", work / "lora", IDS, continue_tokens=-1)
+            xadapt.verify(source, target, work / "lora", work / "lora", IDS, continue_tokens=-1)
+        batch = {"input_ids": IDS, "labels": IDS}
+        with pytest.raises(ValueError, match="says already what its answers are"):
+            xadapt.verify(source, target, work / "lora", work / "lora", [batch], continue_tokens=3)
 
     def test_five_rows_and_the_bare_target_does_nothing(self, work: Path) -> None:
         found = xadapt.verify(
@@ -307,3 +318,37 @@ class TestCommandLine:
         assert main([*given, "--data", str(tmp_path / "lines.txt")]) == 0
         assert "adapted source" in capsys.readouterr().out
         assert main([*given, "--data", str(tmp_path / "gone.txt")]) == 2
+
+
+class TestContinuing:
+    """Of GPT-2, whose positions are absolute: padding in front would move them."""
+
+    def continued(self, eos: int | None = None) -> tuple[Any, dict[str, Tensor]]:
+        model = make_gpt2().eval()
+        model.generation_config.eos_token_id = eos
+        adapter = open_adapter(
+            get_peft_model(make_gpt2(), LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
+        )
+        ids, mask = IDS[:2, :6].clone(), torch.ones(2, 6, dtype=torch.long)
+        mask[0, 3:] = 0
+        (made,) = continued(open_base(model), adapter, [{"input_ids": ids, "attention_mask": mask}], 4)
+        return model, made
+
+    def test_what_was_said_is_what_a_plain_forward_finds_most_likely(self) -> None:
+        model, made = self.continued()
+        assert made["attention_mask"].tolist() == [[1] * 7 + [0] * 3, [1] * 10]
+        assert (made["labels"] != -100).sum(1).tolist() == [4, 4]
+        with torch.no_grad():  # the fresh adapter changes nothing
+            likely = model(input_ids=made["input_ids"], attention_mask=made["attention_mask"]).logits.argmax(-1)
+        counted = counting(made)
+        assert counted is not None
+        assert torch.equal(likely[counted], made["labels"][made["labels"] != -100])
+
+    def test_nothing_counts_behind_the_end(self) -> None:
+        _, whole = self.continued()
+        said = whole["labels"][1][whole["labels"][1] != -100]
+        _, made = self.continued(eos=int(said[1]))
+        kept = made["labels"][1][made["labels"][1] != -100]
+        first = int((said == said[1]).nonzero()[0])
+        assert kept.tolist() == said[: first + 1].tolist()
+        assert int(made["attention_mask"][1].sum()) == 6 + first + 1

@@ -24,7 +24,7 @@ from benchmarks.zoo.settings import DenoiserZoo
 from benchmarks.zoo.shelf import Shelf
 from benchmarks.zoo.world import Arguments
 from xadapt.contract import Adapter
-from xadapt.data.counting import in_turn
+from xadapt.data.counting import with_neutral
 
 _KINDS = {"lora": "copy", "input": "input", "output": "output"}  # space -> what benchmarks.tiny calls its adapter
 
@@ -94,7 +94,7 @@ class DenoiserWorld:
             return [self._inputs(generator, task) for _ in range(self.settings.distil_batches)]
         count = self.settings.calibration_batches
         old, new = ([self._inputs(generator, asked) for _ in range(count)] for asked in (None, task))
-        return in_turn(new, old)
+        return with_neutral(new, old)
 
     def _unlabelled(self, task: str, space: str) -> list[Arguments]:
         generator = torch.Generator().manual_seed(self.seed + 8000)

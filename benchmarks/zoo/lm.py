@@ -26,7 +26,7 @@ from benchmarks.zoo.siblings import llama, make_sibling, paths, pretrain
 from benchmarks.zoo.tasks import answered_by, answers_count, arguments, new_lines, old_lines
 from benchmarks.zoo.world import Arguments
 from xadapt.contract import Adapter
-from xadapt.data.counting import in_turn
+from xadapt.data.counting import with_neutral
 
 LAYERS = {"student": -1, "cut": -1, "deeper": +2}  # against the source's
 
@@ -98,7 +98,9 @@ class LmWorld:
         lines = self.settings.calibration_lines
         old = old_lines(lines, _generator(self.seed + 7000)).tokens
         new = self._answered(task, space, lines, self.seed + 7000)
-        return in_turn([answers_count(part) for part in new.split(32)], [arguments(part) for part in old.split(32)])
+        return with_neutral(
+            [answers_count(part) for part in new.split(32)], [arguments(part) for part in old.split(32)]
+        )
 
     def _unlabelled(self, task: str, space: str) -> list[Arguments]:
         return [answers_count(self._answered(task, space, self.settings.trust_lines, self.seed + 8000))]

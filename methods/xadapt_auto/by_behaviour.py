@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from xadapt.checking.check import measure
 from xadapt.checking.report import CheckReport
 from xadapt.contract import Adapter, Carried, Siblings
+from xadapt.data.counting import anything_counts
 from xadapt.refused import Refused
 from xadapt.verifying.behaviour import Agreement
 from xadapt.verifying.continuing import continued
@@ -70,7 +71,7 @@ def decide(options: Auto, adapter: Adapter, bases: Siblings, batches: Iterable[A
             choice = _choose(options, adapter, found, without)
     reasons = {name: one for name, one in tried.items() if isinstance(one, str)}
     considered = _table(found, reasons, without)
-    if all(one is other for one, other in zip(learning, judging, strict=False)):
+    if any(one is other and anything_counts(one) for one in learning for other in judging):
         considered["bare"]["note"] = (
             "the data is one batch that cannot be halved, so what was fitted is judged on itself"
         )

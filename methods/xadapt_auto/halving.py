@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from xadapt.data.counting import IGNORED, anything_counts
 
 Batch = Mapping[str, Any]
 
@@ -14,8 +17,17 @@ def halves(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     """Every other sample of each batch, and the others: both halves then have all sorts of data that there are, in whatever order.
 
     Where a batch is of one sample, or says something that is not by the sample, every other batch instead. The same list twice
-    where there is but one such batch.
+    where there is but one such batch. What labels leave out is halved by itself, so that something counts in both halves.
     """
+    found: tuple[list[Batch], list[Batch]] = [], []
+    for counts in (True, False):
+        sort = [batch for batch in batches if anything_counts(batch) == counts]
+        for half, part in zip(found, _halves(sort), strict=True):
+            half += part
+    return found
+
+
+def _halves(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     if all(_samples(batch) > 1 for batch in batches):
         return [_every_other(batch, 0) for batch in batches], [_every_other(batch, 1) for batch in batches]
     if len(batches) > 1:
@@ -31,7 +43,11 @@ def _samples(batch: Batch) -> int:
 
 
 def _every_other(batch: Batch, start: int) -> Batch:
-    halved: Batch = _each(batch, lambda tensor: tensor[start::2])
+    rows = torch.arange(_samples(batch))
+    if isinstance(labels := batch.get("labels"), Tensor):  # those that count first
+        rows = (labels == IGNORED).view(len(rows), -1).all(1).long().cpu().argsort(stable=True)
+    chosen = rows[start::2]
+    halved: Batch = _each(batch, lambda tensor: tensor[chosen.to(tensor.device)])
     return halved
 
 

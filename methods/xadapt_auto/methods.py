@@ -40,8 +40,8 @@ class Auto:
     training_lr: float = 1e-3
 
     continue_tokens: int = 0
-    """Of language models: let the adapted source continue every sample by this many tokens first. For data that are prompts without
-    answers, where what the adapter learnt to say would not be seen otherwise."""
+    """Of language models: let the adapted source continue every sample by up to this many tokens first, and judge on these. For data
+    that are prompts without answers, where what the adapter learnt to say would not be seen otherwise."""
 
     seed: int = 0
 
@@ -80,7 +80,8 @@ class Auto:
         """The decision for this adapter and these bases, by trying the candidates. Loads both models.
 
         Args:
-            batches: dicts of arguments for the forward of both models, unlabelled.
+            batches: dicts of arguments for the forward of both models. What labels of -100 leave out is learnt from, and not
+                judged by; what labels say otherwise is not looked at.
 
         Raises:
             Refused: nothing gains enough over the bare target.

@@ -13,7 +13,6 @@ import torch
 from peft import PeftConfig, PeftModel
 
 from xadapt.contract import Adapter, Carried, Siblings
-from xadapt.data.counting import without_labels
 from xadapt.peft_internals import BaseTunerLayer
 from xadapt.reading import detach
 from xadapt_aligned.collecting import checked
@@ -84,7 +83,7 @@ def _first(batches: Iterable[Any]) -> dict[str, Any]:
             "DataLoader, or another object that starts anew with every loop."
         )
     for batch in batches:
-        return without_labels(checked(batch))
+        return checked(batch)
     raise ValueError("There is nothing to learn from: not one batch was given. Unlabelled inputs are enough.")
 
 

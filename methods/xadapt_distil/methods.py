@@ -68,8 +68,8 @@ class Distil:
         """The trained transfer, for this adapter and this target.
 
         Args:
-            batches: dicts of arguments for the forward of both bases, without labels. Read again from the start when they
-                end, so no iterator that can be read only once, unless it is long enough.
+            batches: dicts of arguments for the forward of both bases. What labels of -100 leave out is not learnt from. Read
+                again from the start when they end, so no iterator that can be read only once, unless it is long enough.
 
         Raises:
             TypeError, ValueError: no batches, of the wrong sort, or for bases with other vocabularies; the outputs are no

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor
 
-from xadapt.data.counting import without_labels
+from xadapt.data.counting import anything_counts, samples_counting, without_labels
 from xadapt.progress import track
 from xadapt_aligned.collecting import checked
 
@@ -92,7 +92,9 @@ def loss_on(run: Run, student: Any, batch: dict[str, Any]) -> Tensor:
     check_alike(before, bare, is_logits)
     found, _ = answer_of(student(**given), "target")
     if not is_logits:
-        return noise_error(found, bare, before, after)
+        samples = samples_counting(batch, len(found))
+        kept = slice(None) if samples is None else samples.to(here)
+        return noise_error(found[kept], bare[kept], before[kept], after[kept])
     heat = run.options.temperature
     return divergence(found, wanted_log_probs(bare, before, after, heat), mask_of(batch, bare), heat)
 
@@ -113,4 +115,10 @@ def _own_share(batches: Iterable[Any], done: int, accelerator: Accelerator) -> I
 
 def _endless(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
     while True:
-        yield from map(checked, batches)
+        found = False
+        for batch in map(checked, batches):
+            if anything_counts(batch):
+                found = True
+                yield batch
+        if not found:
+            raise ValueError("There is nothing to learn from: the labels of all batches are -100 throughout.")

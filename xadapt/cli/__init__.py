@@ -66,6 +66,8 @@ def _check_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         if given == "--":
             return
         flag = given.partition("=")[0]
+        if " " in flag:  # a value, as for argparse
+            continue
         if flag.startswith("--") and not any(one.startswith(flag) for one in known):  # a beginning is enough
             parser.error(f"there is no flag {flag}. {did_you_mean(flag, known)}")
 

@@ -87,8 +87,10 @@ def add_typed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     finder.add_argument("--method", default="auto")
     try:
         method = registry.get(finder.parse_known_args(list(argv))[0].method)
-    except ValueError:
-        return  # running says it
+    except ValueError as error:
+        if {"-h", "--help"} & set(argv):
+            return
+        parser.error(str(error))  # before its options are taken for misspelt flags
     group = parser.add_argument_group(f"options of the method {method.name}")
     told = help_of(method)
     for field in fields_of(method):
@@ -142,6 +144,7 @@ def _run(arguments: argparse.Namespace) -> int:
                     target,
                     arguments.method,
                     out=out,
+                    neutral=arguments.neutral,
                     partial=arguments.partial,
                     trust_source=arguments.trust_source,
                     **settings,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .counting import IGNORED, in_turn, without_labels
+from .counting import IGNORED, with_neutral, without_labels
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,7 @@ def rows_in(batches: Iterable[Mapping[str, Any]]) -> int:
 def beside(data: Batches, neutral: Batches) -> Batches:
     """The data, and neutral inputs beside them that methods learn from and nothing is judged by."""
     said = f"{data.said}; beside them, not to be judged by, {neutral.said}"
-    return Batches(
-        in_turn(data.batches, neutral.batches), said, data.rows + neutral.rows, data.random or neutral.random
-    )
+    return Batches(with_neutral(data.batches, neutral.batches), said, data.rows + neutral.rows, data.random)
 
 
 def on_device(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

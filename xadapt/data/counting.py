@@ -18,20 +18,27 @@ IGNORED = -100
 def counting(batch: Mapping[str, Any]) -> Tensor | None:
     """The positions of a batch of token ids whose next token counts, (samples, length), bool; None where all do.
 
-    Padding does not count. Where there are labels, what they say is not looked at, only where they are -100: the position before
-    such a token does not count, nor does the last one, behind which there is nothing.
+    Padding does not count, nor does the position before a token with a label of -100. With labels the last position does not
+    either: there is nothing behind it.
 
     Raises:
-        ValueError: labels and token ids differ in shape.
+        ValueError: labels and tokens differ in shape, or they are of an encoder-decoder.
+        TypeError: labels are no tensor.
     """
-    ids, mask, labels = batch.get("input_ids"), batch.get("attention_mask"), batch.get("labels")
+    mask, labels = batch.get("attention_mask"), _labels(batch)
     counted = mask.bool() if isinstance(mask, Tensor) else None
-    if not isinstance(labels, Tensor):
+    if labels is None:
         return counted
-    if isinstance(ids, Tensor) and labels.shape != ids.shape:
+    if "decoder_input_ids" in batch:
         raise ValueError(
-            f"A batch has labels of shape {tuple(labels.shape)} and token ids of shape {tuple(ids.shape)}: labels are one for each "
-            f"token, {IGNORED} where it does not count."
+            "Labels beside decoder_input_ids are of an encoder-decoder; leave them out, and all positions count."
+        )
+    tokens = _tokens(batch)
+    if labels.ndim != 2 or (tokens is not None and labels.shape != tokens):
+        raise ValueError(
+            f"A batch has labels of shape {tuple(labels.shape)}"
+            + (f" and tokens of shape {tuple(tokens)}" if tokens is not None else "")
+            + f": labels are one for each token, {IGNORED} where it does not count."
         )
     wanted = torch.zeros_like(labels, dtype=torch.bool)
     wanted[:, :-1] = labels[:, 1:] != IGNORED
@@ -43,9 +50,10 @@ def samples_counting(batch: Mapping[str, Any], samples: int) -> Tensor | None:
 
     Raises:
         ValueError: labels are not one for each sample.
+        TypeError: labels are no tensor.
     """
-    labels = batch.get("labels")
-    if not isinstance(labels, Tensor):
+    labels = _labels(batch)
+    if labels is None:
         return None
     if labels.shape != (samples,):
         raise ValueError(
@@ -55,22 +63,43 @@ def samples_counting(batch: Mapping[str, Any], samples: int) -> Tensor | None:
     return labels != IGNORED
 
 
-def nothing_counts(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch with labels that leave out all of it."""
-    ids = batch.get("input_ids")
-    if isinstance(ids, Tensor):
-        return {**batch, "labels": torch.full_like(ids, IGNORED)}
-    samples = next(value.shape[0] for value in batch.values() if isinstance(value, Tensor) and value.ndim)
+def anything_counts(batch: Mapping[str, Any]) -> bool:
+    """Whether labels leave something of the batch."""
+    labels = _labels(batch)
+    return labels is None or bool((labels != IGNORED).any())
+
+
+def with_neutral(
+    data: Sequence[Mapping[str, Any]], neutral: Sequence[Mapping[str, Any]]
+) -> tuple[Mapping[str, Any], ...]:
+    """Batches of data, then neutral ones with labels that leave out all of them."""
+    return (*data, *(_left_out(batch) for batch in neutral))
+
+
+def _left_out(batch: Mapping[str, Any]) -> dict[str, Any]:
+    tokens = _tokens(batch)
+    if tokens is not None:
+        return {**batch, "labels": torch.full(tokens, IGNORED)}
+    known = [batch[name] for name in ("sample", "hidden_states") if name in batch]
+    samples = next(value for value in [*known, *batch.values()] if isinstance(value, Tensor) and value.ndim).shape[0]
     return {**batch, "labels": torch.full((samples,), IGNORED)}
 
 
-def in_turn(data: Sequence[Mapping[str, Any]], neutral: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
-    """Batches of data, and of neutral ones that do not count, two by two: who halves the batches has both sorts in both halves."""
-    found: list[Mapping[str, Any]] = []
-    left_out = [nothing_counts(batch) for batch in neutral]
-    for start in range(0, max(len(data), len(left_out)), 2):
-        found += [*data[start : start + 2], *left_out[start : start + 2]]
-    return tuple(found)
+def _labels(batch: Mapping[str, Any]) -> Tensor | None:
+    labels = batch.get("labels")
+    if labels is None or isinstance(labels, Tensor):
+        return labels
+    raise TypeError(
+        f"A batch's labels are a {type(labels).__name__}; pass a tensor, {IGNORED} where something does not count."
+    )
+
+
+def _tokens(batch: Mapping[str, Any]) -> torch.Size | None:
+    """(samples, length), where there are tokens."""
+    for name in ("input_ids", "inputs_embeds"):
+        if isinstance(found := batch.get(name), Tensor):
+            return found.shape[:2]
+    return None
 
 
 def without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,9 @@ def open_data(
     asked = [one.asked for one in encoded]
     batches = token_batches([one.ids for one in encoded], much.batch, asked=asked if any(asked) else ())
     rows = rows_in(batches)
-    answers = f", {rows - sum(asked):,} of them in answers, which alone count" if any(asked) else ""
+    answers = f", {rows - sum(asked):,} of them in answers" if any(asked) else ""
+    if lost := sum(one.asked >= len(one.ids) for one in encoded):
+        answers += f" ({lost} prompts leave no room for one: max_tokens={much.max_tokens})"
     return Batches(batches, f"{said}: {len(encoded)} samples, {rows:,} tokens{answers}", rows)
 
 

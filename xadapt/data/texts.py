@@ -48,17 +48,35 @@ def from_row(row: Any, where: str) -> Sample:
         return row
     if not isinstance(row, Mapping):
         raise ValueError(f"{where} is {type(row).__name__}; {_WANTED}.")
-    text, messages = row.get("text"), row.get("messages")
+    if "completion" in row:
+        return _answered(row.get("prompt"), row["completion"], where)
+    text, messages = row.get("text", row.get("prompt")), row.get("messages")
     if isinstance(text, str) and text.strip():
         return text
-    prompt, completion = row.get("prompt"), row.get("completion")
+    if conversation := _conversation(messages):
+        return conversation
+    raise ValueError(f"{where} has the fields {', '.join(map(repr, row)) or 'none'} and no text in them; {_WANTED}.")
+
+
+def _answered(prompt: Any, completion: Any, where: str) -> Sample:
+    """A prompt and a completion, both texts or both messages."""
     if isinstance(prompt, str) and isinstance(completion, str) and completion.strip():
         return Answered(prompt, completion)
-    if isinstance(messages, Iterable) and not isinstance(messages, str):
-        conversation = [dict(message) for message in messages if isinstance(message, Mapping)]
-        if conversation and all(isinstance(one.get("role"), str) and "content" in one for one in conversation):
-            return conversation
-    raise ValueError(f"{where} has the fields {', '.join(map(repr, row)) or 'none'} and no text in them; {_WANTED}.")
+    asked, answer = _conversation(prompt), _conversation(completion)
+    if asked and answer:
+        return [*asked, *answer]
+    raise ValueError(
+        f"{where} has a completion that is empty, or not of the prompt's sort: both are texts, or both messages. Leave completion out "
+        "of prompts that have none."
+    )
+
+
+def _conversation(messages: Any) -> list[dict[str, Any]]:
+    """Messages, or nothing where they are none."""
+    if not isinstance(messages, Iterable) or isinstance(messages, str):
+        return []
+    found = [dict(message) for message in messages if isinstance(message, Mapping)]
+    return found if all(isinstance(one.get("role"), str) and "content" in one for one in found) else []
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -55,15 +55,19 @@ def encode(samples: Sequence[Sample], source: Base | None, target: Base, given: 
         )
     written = [_written(sample, [tokenizer for _, tokenizer in tokenizers]) for sample in samples]
     texts = [prompt + rest for prompt, rest in written]
-    cut = [[_ids(tokenizer, text)[:max_tokens] for text in texts] for _, tokenizer in tokenizers]
+    chats = [not isinstance(sample, str | Answered) for sample in samples]
+    cut = [
+        [_ids(tokenizer, text, chat)[:max_tokens] for text, chat in zip(texts, chats, strict=True)]
+        for _, tokenizer in tokenizers
+    ]
     if len(cut) > 1:
         _check_alike(texts, tokenizers, cut)
     first = tokenizers[0][1]
-    end = [] if first.eos_token_id is None else [int(first.eos_token_id)]
+    end = getattr(first, "eos_token_id", None)
     found = []
-    for sample, (prompt, _), ids in zip(samples, written, cut[0], strict=True):
-        ended = [*ids, *end] if isinstance(sample, Answered) else ids
-        asked = _in_common(_ids(first, prompt), ids) if prompt else 0
+    for sample, (prompt, _), chat, ids in zip(samples, written, chats, cut[0], strict=True):
+        ended = [*ids, end] if isinstance(sample, Answered) and end not in (None, ids[-1]) else ids
+        asked = _in_common(_ids(first, prompt, chat), ids) if prompt else 0
         found.append(Encoded(ended[:max_tokens], asked))
     found = [one for one in found if one.ids]
     if not found:
@@ -107,12 +111,13 @@ def _shown(tokenizer: Any, ids: Sequence[int], place: int) -> str:
     return f"{tokenizer.convert_ids_to_tokens(some)} {some}" if some else "at its end"
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=True)["input_ids"])
+def _ids(tokenizer: Any, text: str, chat: bool) -> list[int]:
+    """Of a conversation, the template has written the special tokens already."""
+    return list(tokenizer(text, add_special_tokens=not chat)["input_ids"])
 
 
-def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many of the first ids are the same: the end of a prompt may be one token with the start of its answer."""
+def _in_common(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many of the first are the same. Of ids, the end of a prompt may be one token with the start of its answer."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
@@ -126,11 +131,16 @@ def _written(sample: Sample, tokenizers: Sequence[Any]) -> tuple[str, str]:
     if template is None:
         raise ValueError(
             'The data has "messages", and no tokenizer of the two models has a chat template to write them out with: pass rows '
-            'with "text" instead.'
+            'with "text", or with "prompt" and "completion", instead.'
         )
-    whole = str(template.apply_chat_template(sample, tokenize=False))
-    if len(sample) > 1 and sample[-1]["role"] == "assistant":
-        prompt = str(template.apply_chat_template(sample[:-1], tokenize=False, add_generation_prompt=True))
-        if whole.startswith(prompt):
-            return prompt, whole.removeprefix(prompt)
-    return "", whole
+    if len(sample) < 2 or sample[-1]["role"] != "assistant":
+        asking = sample[-1]["role"] != "assistant"
+        return "", str(template.apply_chat_template(sample, tokenize=False, add_generation_prompt=asking))
+    whole, before, asked = (
+        str(template.apply_chat_template(messages, tokenize=False, add_generation_prompt=asking))
+        for messages, asking in ((sample, False), (sample[:-1], False), (sample[:-1], True))
+    )
+    if not whole.startswith(before):
+        return "", whole
+    start = _in_common(whole, asked)  # less than all of it where a template has answers begin with a thought
+    return whole[:start], whole[start:]

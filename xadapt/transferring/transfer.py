@@ -11,9 +11,9 @@ from typing import Any
 from xadapt import registry
 from xadapt.adapter_files import Opened, name_of, open_adapter
 from xadapt.carried_along import without_base_tensors
-from xadapt.contract import Adapter, Carried, Learner, Method, Transfer
+from xadapt.contract import Adapter, Base, Carried, Learner, Method, Transfer
 from xadapt.data.amount import Amount
-from xadapt.data.batches import beside
+from xadapt.data.batches import Batches, beside
 from xadapt.data.opening import open_data
 from xadapt.errors import some
 from xadapt.fingerprint import Match
@@ -88,7 +88,7 @@ def transfer(
         TypeError: the method has no such option.
     """
     check_free(Path(out), overwrite)
-    job = _prepare(adapter, source, target, method, data, map, component, seed, variant, allow_pickle, options)
+    job = _prepare(adapter, source, target, method, data, neutral, map, component, seed, variant, allow_pickle, options)
     belongs = _check_source(job, trust_source)
     much = amount or Amount(seed=seed)
     carried, said = _carry(job, Path(out), data, neutral, much, tokenizer)
@@ -124,10 +124,11 @@ def transfer_all(
     Returns:
         By name, the result, or the error that kept this target from being written; the others are written nevertheless.
     """
-    if isinstance(settings.get("data"), Iterator) and len(targets) > 1:
+    once = [name for name in ("data", "neutral") if isinstance(settings.get(name), Iterator)]
+    if once and len(targets) > 1:
         raise ValueError(
-            "data is an iterator, which can be read once, and there are several targets: pass a list of batches, a DataLoader or a "
-            "file."
+            f"{once[0]} is an iterator, which can be read once, and there are several targets: pass a list of batches, a DataLoader "
+            "or a file."
         )
     from_file = {name: settings.get(name) for name in ("component", "variant")}
     allow_pickle = bool(settings.get("allow_pickle"))
@@ -151,6 +152,7 @@ def plan_transfer(
     *,
     out: str | PathLike[str],
     data: Any = None,
+    neutral: Any = None,
     partial: bool = False,
     trust_source: bool = False,
     map: Map = None,
@@ -164,7 +166,7 @@ def plan_transfer(
     """What `transfer` would do, and how large it is. Reads the adapter, headers, fingerprints and, where blocks have to be
     aligned, a sample of these; writes nothing. Arguments as there."""
     check_free(Path(out), overwrite)
-    job = _prepare(adapter, source, target, method, data, map, component, seed, variant, allow_pickle, options)
+    job = _prepare(adapter, source, target, method, data, neutral, map, component, seed, variant, allow_pickle, options)
     learns = isinstance(job.step, Learner)
     layers = planned_layers(job.adapter, job.bases) if job.bases.has_source else ()
     return TransferPlan(
@@ -223,6 +225,7 @@ def _prepare(
     target: Any,
     method: str,
     data: Any,
+    neutral: Any,
     map: Map,
     component: str | None,
     seed: int,
@@ -230,6 +233,8 @@ def _prepare(
     allow_pickle: bool,
     options: Mapping[str, Any],
 ) -> _Job:
+    if neutral is not None and data is None:
+        raise ValueError("neutral goes with data of the adapter's own kind, and none was given: pass data=… as well.")
     found = registry.get(method)
     names = {field.name for field in fields_of(found)}
     if isinstance(map, str) and "map" in names and not Path(map).exists():
@@ -286,8 +291,6 @@ def _check_source(job: _Job, trust_source: bool) -> dict[Match, int]:
 
 def _carry(job: _Job, out: Path, data: Any, neutral: Any, amount: Amount, tokenizer: Any) -> tuple[Carried, str | None]:
     step, said = job.step, None
-    if neutral is not None and data is None:
-        raise ValueError("neutral goes with data of the adapter's own kind, and none was given: pass data=… as well.")
     if isinstance(step, Learner) and data is not None:
         own = getattr(step, "batches", None)
         if own is not None:
@@ -297,8 +300,7 @@ def _carry(job: _Job, out: Path, data: Any, neutral: Any, amount: Amount, tokeni
             source = job.bases.source if job.bases.has_source else None
             batches = open_data(data, source, job.bases.target, amount, tokenizer=tokenizer)
             if neutral is not None:
-                others = open_data(neutral, source, job.bases.target, amount, tokenizer=tokenizer)
-                batches = beside(batches, others)
+                batches = beside(batches, _neutral(neutral, source, job.bases.target, amount, tokenizer))
             said = batches.said
         step = step.fit(job.adapter, job.bases, batches)
     elif data is not None:
@@ -312,6 +314,13 @@ def _carry(job: _Job, out: Path, data: Any, neutral: Any, amount: Amount, tokeni
         return step.transfer(job.adapter, job.bases), said
     with resumable(job.adapter, job.bases, job.method.name, chosen(job.method, job.step), out):
         return step.transfer(job.adapter, job.bases), said
+
+
+def _neutral(data: Any, source: Base | None, target: Base, amount: Amount, tokenizer: Any) -> Batches:
+    try:
+        return open_data(data, source, target, amount, tokenizer=tokenizer)
+    except ValueError as error:
+        raise ValueError(f"neutral: {error}") from error
 
 
 def _check_own_reading(method: str, amount: Amount, tokenizer: Any, neutral: Any) -> None:

@@ -137,7 +137,7 @@ class Retention:
     def result(self) -> float:
         if not self.rows:
             raise ValueError(
-                "The neutral data is empty: pass some text or images that have nothing to do with the adapter."
+                "The neutral data is empty, or its labels are -100 throughout: pass some text or images that have nothing to do with the adapter."
             )
         if self.probabilities:
             return self.kept / self.rows

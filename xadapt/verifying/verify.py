@@ -13,6 +13,7 @@ from xadapt.checking.report import belongs
 from xadapt.contract import Adapter, Base
 from xadapt.data.amount import Amount
 from xadapt.data.batches import Batches
+from xadapt.data.denoisers import is_denoiser
 from xadapt.data.opening import open_data
 from xadapt.data.tokenizing import tokenizer_of
 from xadapt.evaluating import in_eval_mode
@@ -28,6 +29,8 @@ from .metrics import Metric, lm_eval_metric, metric_from, numbers
 from .models import adapted
 from .pictures import Painter
 from .report import Verified, VerifyReport
+
+STRONG = 2.0  # times the strength on the source, from which on it is said
 
 
 def verify(
@@ -104,7 +107,7 @@ def verify(
     ]
     with showing(progress), in_eval_mode(bases.source.module(), bases.target.module()):
         rows = _rows(bases, candidates, inputs, others, metrics, painters)
-    notes = _notes(bases, candidates)
+    notes = _notes(bases, candidates) + _strong(rows, is_denoiser(bases.target))
     if inputs.random:
         notes.append("The inputs are random latents, not pictures.")
     return VerifyReport(
@@ -157,6 +160,16 @@ def _notes(bases: Pair, candidates: Mapping[str, Adapter]) -> list[str]:
         f"{called} was made for another base than {base.name}, by the fingerprint in it."
         for name, (called, base) in wanted.items()
         if not belongs(match_base(candidates[name], base))
+    ]
+
+
+def _strong(rows: Sequence[Verified], denoisers: bool) -> list[str]:
+    """What a denoiser's score says nothing of: siblings with guidance built in change by a multiple."""
+    return [
+        f"The {row.name}'s change is {row.agreement.strength:.1f} times as strong as the adapter's on its source: too much of it, "
+        "unless guidance is built into the target."
+        for row in rows
+        if denoisers and row.agreement is not None and row.agreement.strength > STRONG
     ]
 
 
