@@ -97,7 +97,7 @@ class TestTexts:
             '{"prompt": "a b c", "completion": " d"}\n{"prompt": "a", "completion": " d"}'
         )
         found = open_data(tmp_path / "rows.jsonl", base, base, Amount(max_tokens=3))
-        assert found.said.endswith("2 of them in answers (1 prompts leave no room for one: max_tokens=3)")
+        assert found.said.endswith("2 of them in answers (1 of the prompts leave no room for one: max_tokens=3)")
 
     def test_prompts_that_leave_no_room_for_an_answer(self, base: Any, tmp_path: Path) -> None:
         (tmp_path / "rows.jsonl").write_text('{"prompt": "a b c", "completion": " d"}')

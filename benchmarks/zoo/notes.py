@@ -21,7 +21,10 @@ def notes(results: Results) -> list[str]:
         f"{denoiser['tiny']['rank']}, {denoiser['tiny']['adapt_steps']} steps. Scored on {10 * denoiser['images_per_digit']} digits.",
         f"Methods that look at data get {lm['calibration_lines']} lines of the old tasks and as many of the new one, these with the adapted "
         "source's own answers in the place of labels; denoisers get noisy images of the old styles, asked for by old words or the new "
-        "name. Methods that train get the task's inputs alone, and more of them. Another draw of such inputs is what verify's score is measured on.",
+        "name. auto judges by the answers of the new lines, and by the new name, alone: the rest is neutral, as `transfer(neutral=…)` takes "
+        "it. Methods that train get the task's inputs alone, and more of them. On another draw of these verify's score is measured.",
+        "The form of verify's scores and auto's defaults were chosen by looking at cells of this zoo, of all siblings and tasks. The half "
+        "held out tells what fitting the numbers is worth on other cells; it does not tell that of the form.",
         "A method that refuses a cell scores what the bare target scores. Leaving the target bare counts as a choice in hindsight. "
         "Retrained (a LoRA, with labels, on the target) is the ceiling, and no choice.",
         "The best in hindsight of many noisy scores is a little too good. auto, which may mix layers of several methods, can also do better "

@@ -76,7 +76,7 @@ def open_data(
     rows = rows_in(batches)
     answers = f", {rows - sum(asked):,} of them in answers" if any(asked) else ""
     if lost := sum(one.asked >= len(one.ids) for one in encoded):
-        answers += f" ({lost} prompts leave no room for one: max_tokens={much.max_tokens})"
+        answers += f" ({lost} of the prompts leave no room for one: max_tokens={much.max_tokens})"
     return Batches(batches, f"{said}: {len(encoded)} samples, {rows:,} tokens{answers}", rows)
 
 

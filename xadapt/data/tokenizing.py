@@ -66,7 +66,7 @@ def encode(samples: Sequence[Sample], source: Base | None, target: Base, given: 
     end = getattr(first, "eos_token_id", None)
     found = []
     for sample, (prompt, _), chat, ids in zip(samples, written, chats, cut[0], strict=True):
-        ended = [*ids, end] if isinstance(sample, Answered) and end not in (None, ids[-1]) else ids
+        ended = [*ids, end] if isinstance(sample, Answered) and end is not None and ids[-1:] != [end] else ids
         asked = _in_common(_ids(first, prompt, chat), ids) if prompt else 0
         found.append(Encoded(ended[:max_tokens], asked))
     found = [one for one in found if one.ids]
