@@ -128,7 +128,7 @@ def test_the_halves_share_neither_sibling_nor_task() -> None:
 
 
 def test_by_trust_is_autos_choice() -> None:
-    trust = {row: {"trust": score, "trust_bare": 0.2} for row, score in {"copy": 0.6, "aligned": 0.61}.items()}
+    trust = {row: {"trust": score, "trust_bare": 0.1} for row, score in {"copy": 0.6, "aligned": 0.61}.items()}
     one = example({"bare": 0.0, "copy": 0.5, "aligned": 0.4, "distil": 1.0}, trust=trust)
     assert by_trust(one, Limits(margin=0.02)) == "copy"
     assert by_trust(one, Limits(margin=0.0)) == "aligned"

@@ -74,10 +74,8 @@ class Transfer(Protocol):
 
 @runtime_checkable
 class Learner(Protocol):
-    """Learns the Transfer for one pair of bases, from batches: dicts of arguments for the target's forward. They may hold labels
-    too, of which nothing matters but where they are -100: that does not count (`xadapt.data.counting`; `without_labels` drops them).
-
-    One that wants to read the user's data by itself has `batches(data, bases)` as well, which returns them.
+    """Learns the Transfer for one pair of bases, from batches: dicts of arguments for the target's forward, and maybe labels, which
+    leave out what does not count (`xadapt.data.counting`). One that reads the user's data itself has `batches(data, bases)` as well.
     """
 
     def fit(self, adapter: Adapter, bases: Siblings, batches: Iterable[Any]) -> Transfer: ...

@@ -37,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb. Returns the exit code: 0; 2 for a mistake in what was asked, told in one line; 3 where it was understood and
     refused, by the verdict or because a part would be missing."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser, of_verbs = _parsers(argv)
+    try:
+        parser, of_verbs = _parsers(argv)
+    except ValueError as error:
+        print(f"xadapt {argv[0]}: {error}", file=sys.stderr)
+        return 2
     if not argv:
         parser.print_help(sys.stderr)
         return 2

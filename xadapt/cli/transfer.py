@@ -82,15 +82,16 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def add_typed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-    """The options of the method that is asked for."""
+    """The options of the method that is asked for. ValueError, which is told before its options are taken for misspelt flags, where
+    there is no such method."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--method", default="auto")
     try:
         method = registry.get(finder.parse_known_args(list(argv))[0].method)
-    except ValueError as error:
+    except ValueError:
         if {"-h", "--help"} & set(argv):
             return
-        parser.error(str(error))  # before its options are taken for misspelt flags
+        raise
     group = parser.add_argument_group(f"options of the method {method.name}")
     told = help_of(method)
     for field in fields_of(method):
