@@ -132,7 +132,7 @@ def test_by_trust_is_autos_choice() -> None:
     one = example({"bare": 0.0, "copy": 0.5, "aligned": 0.4, "distil": 1.0}, trust=trust)
     assert by_trust(one, Limits(margin=0.02)) == "copy"
     assert by_trust(one, Limits(margin=0.0)) == "aligned"
-    assert by_trust(one, Limits(gain=0.5)) == "bare"
+    assert by_trust(one, Limits(gain=0.6)) == "bare"
     assert by_trust(example({"bare": 0.0}), Limits()) == "bare"
 
 
