@@ -88,7 +88,7 @@ class TestWithData:
 
     def test_a_model_of_its_own_is_refused_with_the_table(self) -> None:
         with pytest.raises(
-            Refused, match=r"less than 0\.3 is gained\.\n(.*\n)*  copy: score .*\n(.*\n)*.*--allow-training"
+            Refused, match=r"less than 0\.05 is gained\.\n(.*\n)*  copy: score .*\n(.*\n)*.*--allow-training"
         ):
             decide(lora_on(make_llama(), ["q_proj"]), make_llama(seed=1))
 

@@ -53,7 +53,7 @@ class Limits:
     """The numbers that the method auto turns on, with its defaults."""
 
     margin: float = 0.001
-    gain: float = 0.3
+    gain: float = 0.05
 
 
 def by_trust(example: Example, limits: Limits) -> str:

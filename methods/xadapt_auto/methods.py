@@ -27,7 +27,7 @@ class Auto:
     margin: float = 0.001
     """By how much another method must beat the adapter as it is. Ties are noise, and what is unchanged is better understood."""
 
-    gain: float = 0.3
+    gain: float = 0.05
     """What the best has to gain over the bare target, of 1 for all of the adapter's work. Below that it does not carry, and is
     refused: what does a little of it may as well do harm."""
 
