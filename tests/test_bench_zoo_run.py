@@ -23,10 +23,19 @@ def command(folder: Path, *more: str) -> list[str]:
     return ["short", "--cells", f"{folder}/cells", "--shelf", f"{folder}/shelf", "--out", f"{folder}/results", *more]
 
 
-def test_a_plan_runs_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(command(folder, "--plan")) == 0
+@pytest.fixture(scope="module")
+def in_two_runs(folder: Path) -> dict[Path, int]:
+    """The preset, run in two goes; when each cell of the first was written."""
+    assert main(command(folder, "--only", "home", "bare", "copy")) == 0
+    kept = {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
+    assert main(command(folder)) == 0
+    return kept
+
+
+def test_a_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(tmp_path, "--plan")) == 0
     assert f"{len(plan(SHORT))} cells to run" in capsys.readouterr().out
-    assert not (folder / "cells").exists()
+    assert not (tmp_path / "cells").exists()
 
 
 def test_an_unknown_row_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,17 +43,17 @@ def test_an_unknown_row_is_refused(folder: Path, capsys: pytest.CaptureFixture[s
     assert "there are home, bare, measures, copy" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_short_preset_in_two_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(command(folder, "--only", "home", "bare", "copy")) == 0
-    kept = {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
-    assert main(command(folder)) == 0
+def test_the_short_preset_in_two_runs(
+    folder: Path, in_two_runs: dict[Path, int], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert len(list((folder / "cells").iterdir())) == len(plan(SHORT))
-    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())  # not run again
+    assert all(path.stat().st_mtime_ns == when for path, when in in_two_runs.items())  # not run again
     capsys.readouterr()
     assert main(command(folder, "--plan")) == 0
     assert "; 0 cells to run" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.usefixtures("in_two_runs")
 def test_its_results_are_whole(folder: Path) -> None:
     results = read_results(folder / "results" / "short.json")
     assert results["cells"] == {"finished": len(plan(SHORT)), "planned": len(plan(SHORT))}
@@ -66,6 +75,7 @@ def test_its_results_are_whole(folder: Path) -> None:
     assert page.count("<svg") >= 3
 
 
+@pytest.mark.usefixtures("in_two_runs")
 def test_what_was_trained_is_taken_from_the_shelf(folder: Path) -> None:
     """Another run from the same shelf, without the cells: the same scores, and nothing trained anew."""
     trained = {path: path.stat().st_mtime_ns for path in (folder / "shelf").rglob("*.safetensors")}

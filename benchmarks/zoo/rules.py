@@ -59,6 +59,6 @@ class Limits:
 def by_trust(example: Example, limits: Limits) -> str:
     """auto's own choice among the training-free rows, by verify's score of each: whole adapters, without mixtures of layers."""
     told = {row: example.trust[row] for row in example.free if "trust" in example.trust.get(row, {})}
-    scores = {row: figures["trust"] for row, figures in told.items()}
     bare = next((figures["trust_bare"] for figures in told.values()), 0.0)
+    scores = {row: figures["trust"] for row, figures in told.items()}
     return choose(scores, unchanged="copy", bare=bare, margin=limits.margin, gain=limits.gain).name or BARE

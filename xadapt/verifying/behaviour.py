@@ -86,8 +86,7 @@ class Predictions:
 
     With Δ what the adapter changes on the source and Δ′ what it changes on the target, the score is ⟨Δ, Δ′⟩ / (‖Δ‖ max(‖Δ‖, ‖Δ′‖)),
     not below 0: the cosine, times the strength where that is below 1. A stronger change costs nothing, as siblings with guidance
-    built in answer with a multiple of it. In benchmarks/zoo 1 − ‖Δ′ − Δ‖ / ‖Δ‖ is a somewhat worse guide, and nothing tried a
-    clearly better one.
+    built in answer with a multiple of it, which 1 − ‖Δ′ − Δ‖ / ‖Δ‖ would take for a failure.
     """
 
     rows: int = 0
