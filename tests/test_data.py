@@ -10,28 +10,10 @@ import pytest
 import torch
 
 from tests.conftest import make_llama
+from tests.data_models import WORDS, with_tokenizer
 from xadapt.base import CheckpointBase, LiveBase, open_base
 from xadapt.data import Amount, open_data
 from xadapt.data.batches import token_batches
-
-WORDS = [*"abcdefghij", "hello", "world", "<unk>"]
-
-
-def with_tokenizer(folder: Path, words: list[str] = WORDS, template: str | None = None) -> Path:
-    """A tiny Llama with a tokenizer that cuts at white space."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from transformers import PreTrainedTokenizerFast
-
-    make_llama().save_pretrained(folder)
-    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<unk>")
-    if template:
-        fast.chat_template = template
-    fast.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.test_data import WORDS, base, with_tokenizer
-from xadapt.base import open_base
+from tests.data_models import WORDS, with_tokenizer
+from xadapt.base import CheckpointBase, LiveBase, open_base
 from xadapt.data import Amount, open_data
 from xadapt.data.counting import counting, samples_counting, with_neutral
 
-__all__ = ["base"]
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> CheckpointBase | LiveBase:
+    return open_base(with_tokenizer(tmp_path_factory.mktemp("data") / "llama"))
 
 
 class TestAnswers:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.data_models import with_vae
 from xadapt.base import open_base
 from xadapt.data import Amount, open_data
 from xadapt.data.denoisers import random_times
@@ -48,7 +48,7 @@ class TestDenoisers:
     def test_pictures_become_latents(self, tmp_path: Path, unet: Any) -> None:
         from PIL import Image
 
-        base = open_base(_pipeline(tmp_path / "pipe", unet), component="unet")
+        base = open_base(with_vae(tmp_path / "pipe", unet), component="unet")
         (tmp_path / "pictures").mkdir()
         Image.new("RGB", (9, 9), "red").save(tmp_path / "pictures" / "one.png")
         found = open_data(tmp_path / "pictures", base, base)
@@ -57,7 +57,7 @@ class TestDenoisers:
         assert batch["sample"].shape == (1, 4, 8, 8)
 
     def test_pictures_that_are_none(self, tmp_path: Path, unet: Any) -> None:
-        base = open_base(_pipeline(tmp_path / "pipe", unet), component="unet")
+        base = open_base(with_vae(tmp_path / "pipe", unet), component="unet")
         (tmp_path / "pictures").mkdir()
         with pytest.raises(ValueError, match="holds no picture"):
             open_data(tmp_path / "pictures", base, base)
@@ -69,7 +69,7 @@ class TestDenoisers:
         datasets = pytest.importorskip("datasets", reason="datasets is an extra: pip install xadapt[data]")
         from PIL import Image
 
-        base = open_base(_pipeline(tmp_path / "pipe", unet), component="unet")
+        base = open_base(with_vae(tmp_path / "pipe", unet), component="unet")
         (tmp_path / "pictures").mkdir()
         pictures = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue", "green")]
         for number, picture in enumerate(pictures):
@@ -87,7 +87,7 @@ class TestDenoisers:
         pytest.importorskip("diffusers", reason="diffusers is an extra: pip install xadapt[diffusers]")
         from PIL import Image
 
-        base = open_base(_pipeline(tmp_path / "pipe", _network("flux"), "transformer"), component="transformer")
+        base = open_base(with_vae(tmp_path / "pipe", _network("flux"), "transformer"), component="transformer")
         (tmp_path / "pictures").mkdir()
         Image.new("RGB", (9, 9), "red").save(tmp_path / "pictures" / "one.png")
         seen = {}
@@ -115,28 +115,6 @@ class TestDenoisers:
         wanted = (1 - share) * clean + share * noise
         first = wanted[0, :, :2, :2].flatten()  # of the first patch: all channels, row by row
         torch.testing.assert_close(flow["hidden_states"][0, 0], first)
-
-
-def _pipeline(folder: Path, network: Any, name: str = "unet") -> Path:
-    from diffusers import AutoencoderKL
-
-    network.save_pretrained(folder / name)
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16),
-        latent_channels=4,
-        norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    )
-    vae.save_pretrained(folder / "vae")
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        name: ["diffusers", type(network).__name__],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
 
 
 def _network(family: str) -> Any:

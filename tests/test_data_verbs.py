@@ -12,7 +12,7 @@ import torch
 
 import xadapt
 from tests.conftest import make_llama, make_unet
-from tests.test_data import WORDS, _pipeline, with_tokenizer
+from tests.data_models import WORDS, with_tokenizer, with_vae
 from tests.verb_models import drifted, lora_folder, unet_lora_folder
 from xadapt.data import Amount
 
@@ -38,8 +38,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from PIL import Image
 
     work = tmp_path_factory.mktemp("pictures")
-    _pipeline(work / "source", make_unet())
-    _pipeline(work / "target", drifted(make_unet()))
+    with_vae(work / "source", make_unet())
+    with_vae(work / "target", drifted(make_unet()))
     unet_lora_folder(work / "lora")
     (work / "folder").mkdir()
     for number, colour in enumerate(("red", "blue")):

@@ -9,7 +9,7 @@ import pytest
 
 import xadapt
 from tests.conftest import make_llama
-from tests.test_data import with_tokenizer
+from tests.data_models import with_tokenizer
 from tests.verb_models import IDS, drifted, lora_folder
 from xadapt.base import open_base
 from xadapt.cli import main

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import xadapt
 from tests.conftest import make_llama
-from tests.test_data import with_tokenizer
+from tests.data_models import with_tokenizer
 from tests.verb_models import IDS, lora_folder
 from xadapt.base import open_base
 from xadapt.cli import main

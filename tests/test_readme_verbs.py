@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_data import with_tokenizer
+from tests.data_models import with_tokenizer
 from tests.verb_models import lora_folder
 from xadapt.cli import main
 

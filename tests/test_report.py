@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import make_llama
-from tests.test_data import with_tokenizer
+from tests.data_models import with_tokenizer
 from tests.verb_models import lora_folder
 from xadapt.cli import main
 from xadapt.report import parts_of, render, write_report

@@ -233,7 +233,7 @@ class TestVerify:
         wrong = lora_folder(tmp_path / "wrong", make_llama(hidden_size=64))
         make_llama().save_pretrained(tmp_path / "source")
         drifted(make_llama()).save_pretrained(tmp_path / "target")
-        from tests.test_data import with_tokenizer
+        from tests.data_models import with_tokenizer
 
         for name in ("source", "target"):
             with_tokenizer(tmp_path / name)

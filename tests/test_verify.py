@@ -14,7 +14,7 @@ from torch import Tensor
 
 import xadapt
 from tests.conftest import make_gpt2, make_llama
-from tests.test_data import with_tokenizer
+from tests.data_models import with_tokenizer
 from tests.verb_models import IDS, drifted, input_folder, lora_folder, randomised, rotated_values, unet_lora_folder
 from xadapt.adapter_files import open_adapter
 from xadapt.base import open_base
