@@ -205,13 +205,21 @@ class TestTheHalves:
 
 class TestThePolicy:
     def choice(self, scores: dict[str, float], **options: float) -> str | None:
-        return choose(scores, unchanged="copy", **{"bare": 0.1, "margin": 0.02, "gain": 0.05, **options}).name
+        return choose(scores, lead={"copy": 0.02, "distil": 0.03}, **{"bare": 0.1, "gain": 0.05, **options}).name
 
     def test_the_best_is_taken(self) -> None:
         assert self.choice({"copy": 0.5, "aligned": 0.9}) == "aligned"
 
     def test_ties_leave_the_adapter_as_it_is(self) -> None:
         assert self.choice({"aligned": 0.515, "copy": 0.5}) == "copy"
+
+    def test_of_two_with_a_lead_the_larger_counts(self) -> None:
+        assert self.choice({"copy": 0.5, "distil": 0.495}) == "distil"
+        assert self.choice({"copy": 0.5, "distil": 0.48}) == "copy"
+        assert self.choice({"aligned": 0.525, "distil": 0.5}) == "distil"
+
+    def test_a_lead_gains_nothing(self) -> None:
+        assert self.choice({"copy": 0.14}, gain=0.05) is None
 
     def test_what_gains_nothing_is_refused(self) -> None:
         assert self.choice({"copy": 0.14, "aligned": 0.12}) is None

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from benchmarks.zoo.fit import fit, grid
-from benchmarks.zoo.policies import auto_or_distil
 from benchmarks.zoo.rules import Limits, by_check, by_trust
 from benchmarks.zoo.settings import FULL, Halves
 from benchmarks.zoo.stats import Example, always, copy_if_it_fits, over_seeds, ranks, regret, retention, spearman
@@ -19,7 +18,7 @@ def example(scores: dict[str, float], **options: Any) -> Example:
     free = options.pop("free", frozenset(scores) - {"bare", "auto", "distil"})
     options.setdefault("ran", frozenset(scores) - {"bare"})
     told = {"part": "lm", "seed": 0, "sibling": "rot", "task": "D", "space": "lora", **options}
-    return Example(scores=scores, free=free, **told)
+    return Example(scores=scores, free=free, trained=frozenset({"distil"} & scores.keys()), **told)
 
 
 def test_regret_is_against_the_best_free_choice_and_bare_is_one() -> None:
@@ -37,7 +36,7 @@ def test_regret_is_against_the_best_free_choice_and_bare_is_one() -> None:
     assert copied.hurts == 1
     assert copied.mean_score == pytest.approx(45)
     trained = regret([first, second], always("auto"), trained=True)
-    assert trained.mean == pytest.approx((15 + 30) / 2)
+    assert trained.mean == pytest.approx((15 + 30) / 2)  # auto is no choice in hindsight: it takes one
     with pytest.raises(ValueError, match="No cell"):
         regret([], always("copy"))
 
@@ -151,15 +150,3 @@ def test_by_check_takes_what_most_layers_say() -> None:
     nowhere = {"source": "a", "reason": "gone"}
     assert by_check(example(scores, layers=[nowhere]), Thresholds()) == "bare"
     assert by_check(example(scores), Thresholds()) == "bare"
-
-
-def test_auto_or_distil() -> None:
-    scores = {"bare": 0.0, "auto": 0.5, "distil": 1.0}
-
-    def told(auto: float, distil: float) -> Example:
-        return example(scores, trust={"auto": {"trust": auto}, "distil": {"trust": distil}})
-
-    assert auto_or_distil(told(0.95, 0.99)) == "auto"
-    assert auto_or_distil(told(0.5, 0.99)) == "distil"
-    assert auto_or_distil(told(0.5, 0.4)) == "auto"
-    assert auto_or_distil(example(scores, trust={"distil": {"trust": 0.4}})) == "distil"

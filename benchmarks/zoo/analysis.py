@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.zoo.carry import BARE, RETRAINED
+from benchmarks.zoo.carry import BARE, CHOOSERS, RETRAINED
 from benchmarks.zoo.fit import Fit, fit, grid
 from benchmarks.zoo.policies import PolicyLine, lines_of
 from benchmarks.zoo.results import Results, examples_of, records_of
@@ -165,7 +165,7 @@ def _points(examples: Sequence[Example]) -> list[TrustPoint]:
         TrustPoint(example.part, row, example.sibling, told, retention(example.scores[row], example.home))
         for example in examples
         for row, told in example.trust.items()
-        if "trust" in told and example.home > 0 and row != "auto"  # whose adapter is another row's already
+        if "trust" in told and example.home > 0 and row not in CHOOSERS
     ]
 
 

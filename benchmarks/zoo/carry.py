@@ -19,6 +19,10 @@ AS_IT_IS = {
     "input": "input_ada",
     "output": "output_ada",
 }  # space -> the method that takes it along unchanged
+TRAINING = {
+    "distil": ("steps", "lr"),
+    "auto": ("training_steps", "training_lr"),
+}  # method that trains -> what it calls its steps and its learning rate
 KINDS = {"lora": "lora", "input": "input_ada", "output": "output_ada"}  # space -> name of its kind
 
 
@@ -59,8 +63,17 @@ ROWS: dict[str, Row] = {
         Row(name="aligned_output", heading="aligned_output", method="aligned_output"),
         Row(name="auto", heading="auto", method="auto"),
         Row(name="distil", heading="distil", method="distil", trains=True, spaces=("lora",)),
+        Row(
+            name="auto_train",
+            heading="auto, training allowed",
+            method="auto",
+            options={"allow_training": True},
+            trains=True,
+            spaces=("lora",),
+        ),
     )
 }
+CHOOSERS = tuple(row.name for row in ROWS.values() if row.method == "auto")  # whose adapter is another row's already
 BARE, RETRAINED = "bare", "retrained"  # rows without a method
 
 
@@ -72,8 +85,9 @@ def carry(
     Raises:
         ValueError: the method refuses.
     """
-    own = dict(zip(("steps", "lr"), training, strict=True)) if row.trains else {}
-    built = registry.get(row.of(space)).build(**row.options, **own)
+    method = row.of(space)
+    own = dict(zip(TRAINING[method], training, strict=True)) if row.trains else {}
+    built = registry.get(method).build(**row.options, **own)
     if hasattr(built, "fit"):
         built = built.fit(adapter, bases, batches)
     carried: Carried = built.transfer(adapter, bases)

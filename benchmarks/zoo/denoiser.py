@@ -89,11 +89,12 @@ class DenoiserWorld:
 
     def _calibration(self, task: str, space: str, much: bool = False) -> Sequence[Arguments]:
         """The task's name, and old words, by which nothing is judged, over noisy images of old styles: none of the task is needed."""
-        generator = torch.Generator().manual_seed(self.seed + 7000)
+        settings, generator = self.settings, torch.Generator().manual_seed(self.seed + 7000)
+        few = settings.calibration_batches
         if much:
-            return [self._inputs(generator, task) for _ in range(self.settings.distil_batches)]
-        count = self.settings.calibration_batches
-        old, new = ([self._inputs(generator, asked) for _ in range(count)] for asked in (None, task))
+            new = [self._inputs(generator, task) for _ in range(settings.distil_batches)]
+            return with_neutral(new, [self._inputs(generator, None) for _ in range(few)])
+        old, new = ([self._inputs(generator, asked) for _ in range(few)] for asked in (None, task))
         return with_neutral(new, old)
 
     def _unlabelled(self, task: str, space: str) -> list[Arguments]:

@@ -91,12 +91,10 @@ class LmWorld:
         return put_on(target, adapter)
 
     def _calibration(self, task: str, space: str, much: bool = False) -> Sequence[Arguments]:
-        """The task's lines, and old ones, on which nothing is judged; for methods that train, the task's alone, and more of them."""
-        if much:
-            tokens = self._answered(task, space, self.settings.distil_lines, self.seed + 7000)
-            return [answers_count(part) for part in tokens.split(32)]
-        lines = self.settings.calibration_lines
-        old = old_lines(lines, _generator(self.seed + 7000)).tokens
+        """The task's lines, more of them for methods that train, and old ones, on which nothing is judged."""
+        settings = self.settings
+        old = old_lines(settings.calibration_lines, _generator(self.seed + 7000)).tokens
+        lines = settings.distil_lines if much else settings.calibration_lines
         new = self._answered(task, space, lines, self.seed + 7000)
         return with_neutral(
             [answers_count(part) for part in new.split(32)], [arguments(part) for part in old.split(32)]

@@ -22,7 +22,7 @@ def notes(results: Results) -> list[str]:
         f"Methods that look at data get {lm['calibration_lines']} lines of the old tasks and as many of the new one, these with the adapted "
         "source's own answers in the place of labels; denoisers get noisy images of the old styles, asked for by old words or the new "
         "name. auto judges by the answers of the new lines, and by the new name, alone: the rest is neutral, as `transfer(neutral=…)` takes "
-        "it. Methods that train get the task's inputs alone, and more of them. On another draw of these verify's score is measured.",
+        "it. Methods that train get more of the task's inputs. On another draw of these verify's score is measured.",
         "The form of verify's scores and auto's defaults were chosen by looking at cells of this zoo, of all siblings and tasks. The half "
         "held out tells what fitting the numbers is worth on other cells; it does not tell that of the form.",
         "A method that refuses a cell scores what the bare target scores. Leaving the target bare counts as a choice in hindsight. "

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from benchmarks.zoo.carry import BARE, ROWS
+from benchmarks.zoo.carry import BARE, CHOOSERS, ROWS
 from benchmarks.zoo.settings import Halves
 from benchmarks.zoo.stats import Example, Policy, Regret, always, copy_if_it_fits, over_seeds, regret
-from xadapt_auto.methods import Auto
+
+ALLOWED = "auto, training allowed"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ def policies_of(examples: Sequence[Example]) -> dict[str, tuple[Policy, str]]:
     """Every policy that the cells can be asked about, with the row that must have been run for it, if any."""
     rows = dict.fromkeys(row for example in examples for row in example.ran)
     named = {BARE: (always(BARE), ""), "copy if shapes fit": (copy_if_it_fits, "copy")}
-    named |= {f"always {row}": (always(row), row) for row in ROWS if row in rows and row != "auto"}
+    free = [name for name, row in ROWS.items() if not row.trains and name not in CHOOSERS]
+    named |= {f"always {row}": (always(row), row) for row in free if row in rows}
     if "auto" in rows:
         named["auto"] = (always("auto"), "auto")
     return named
@@ -39,21 +41,10 @@ def lines_of(examples: Sequence[Example], halves: Halves) -> list[PolicyLine]:
     for name, (policy, row) in policies_of(examples).items():
         where = [example for example in examples if not row or row in example.ran]
         lines.append(_line(name, where, policy, halves))
-    allowed: dict[str, tuple[Policy, set[str]]] = {
-        "always distil": (always("distil"), {"distil"}),
-        "auto, else distil": (auto_or_distil, {"auto", "distil"}),
-    }
-    for name, (policy, needed) in allowed.items():
-        if where := [example for example in examples if needed <= example.ran]:
-            lines.append(_line(f"{name} (training allowed)", where, policy, halves, trained=True))
+    for name, row in (("always distil, training allowed", "distil"), (ALLOWED, "auto_train")):
+        if where := [example for example in examples if row in example.ran]:
+            lines.append(_line(name, where, always(row), halves, trained=True))
     return lines
-
-
-def auto_or_distil(example: Example) -> str:
-    """auto where what it took agrees well with the source; where it refused or agrees less, distil if that agrees better."""
-    own = example.trust.get("auto", {}).get("trust", 0.0)
-    other = example.trust.get("distil", {}).get("trust", 0.0)
-    return "auto" if own >= Auto.train_below or own >= other else "distil"
 
 
 def _line(

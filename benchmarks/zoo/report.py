@@ -27,7 +27,10 @@ from benchmarks.zoo.results import Results
 from benchmarks.zoo.sentences import RANK
 
 STYLE = Path(benchmarks.tiny.__file__).with_name("page.css")
-_FAMILIES = {"copy": "copy", "auto": "choice", "distil": "retrained", "lora_x": "bare", "prolora": "bare"}
+_FAMILIES = {
+    **{"copy": "copy", "auto": "choice", "auto_train": "choice"},
+    **{"distil": "retrained", "lora_x": "bare", "prolora": "bare"},
+}
 MORE = " .aligned { fill: var(--tied); background: var(--tied); } main { max-width: 1100px; }"
 
 

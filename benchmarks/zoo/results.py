@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks import provenance
 from benchmarks.tiny.results import write_together
-from benchmarks.zoo.carry import BARE, RETRAINED, ROWS
+from benchmarks.zoo.carry import BARE, CHOOSERS, RETRAINED, ROWS
 from benchmarks.zoo.driver import MEASURES, Cell, plan
 from benchmarks.zoo.settings import Settings
 from benchmarks.zoo.stats import Example
@@ -104,7 +104,7 @@ def records_of(results: Results) -> list[dict[str, Any]]:
 
 def examples_of(results: Results) -> list[Example]:
     """One example per adapter and sibling of which the bare score is known."""
-    free = {name for name, row in results["rows"].items() if not row["trains"] and name != "auto"}
+    choices = {name: row["trains"] for name, row in results["rows"].items() if name not in CHOOSERS}
     bare: dict[tuple[Any, ...], float] = {}
     home: dict[tuple[Any, ...], float] = {}
     cells: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
@@ -132,7 +132,8 @@ def examples_of(results: Results) -> list[Example]:
                 space=space,
                 scores={BARE: bare[key[:4]], **{name: record["score"] for name, record in worked.items()}},
                 left_out={name: record.get("left_out", 0) for name, record in worked.items()},
-                free=frozenset(free & worked.keys()),
+                free=frozenset(name for name in worked if name in choices and not choices[name]),
+                trained=frozenset(name for name in worked if choices.get(name)),
                 ran=frozenset(rows),
                 trust={
                     name: {

@@ -61,4 +61,4 @@ def by_trust(example: Example, limits: Limits) -> str:
     told = {row: example.trust[row] for row in example.free if "trust" in example.trust.get(row, {})}
     bare = next((figures["trust_bare"] for figures in told.values()), 0.0)
     scores = {row: figures["trust"] for row, figures in told.items()}
-    return choose(scores, unchanged="copy", bare=bare, margin=limits.margin, gain=limits.gain).name or BARE
+    return choose(scores, lead={"copy": limits.margin}, bare=bare, gain=limits.gain).name or BARE

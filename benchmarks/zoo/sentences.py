@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from benchmarks.zoo.policies import PolicyLine
+from benchmarks.zoo.policies import ALLOWED, PolicyLine
 from benchmarks.zoo.results import Results
 
 MEAN_REGRET, WORST_REGRET, BELOW_BARE, RANK = 1.0, 5.0, 0.5, 0.8  # what is asked, in points but the last
@@ -25,7 +25,7 @@ def sentences(
         said.append(f"Incomplete: {done['finished']} of {done['planned']} cells are finished.")
     for part, lines in policies.items():
         named = {line.name: line for line in lines}
-        for name in ("auto", "auto, else distil (training allowed)"):
+        for name in ("auto", ALLOWED):
             if name in named:
                 said += _asked(part, named[name], named["copy if shapes fit"])
         if "auto" not in named:

@@ -24,7 +24,8 @@ class Example:
     space: str
     scores: Mapping[str, float]  # by row, bare among them; a row whose method refused is not
     left_out: Mapping[str, int] = field(default_factory=dict)  # by row, layers that were not carried
-    free: frozenset[str] = frozenset()  # the rows that train nothing, without bare
+    free: frozenset[str] = frozenset()  # the rows that train nothing, without bare and those that choose among others
+    trained: frozenset[str] = frozenset()  # the rows that train, without those that choose
     ran: frozenset[str] = frozenset()  # the rows that were run, those that refused included
     trust: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by row, what was measured without labels
     layers: Sequence[Mapping[str, object]] = ()  # what check measured
@@ -39,9 +40,12 @@ class Example:
         return self.scores.get(row, self.bare)
 
     def best(self, *, trained: bool = False) -> float:
-        """The best in hindsight, and leaving the target bare counts as a choice; with `trained`, of all rows."""
-        rows = self.scores if trained else self.free | {BARE}
-        return max(self.score(row) for row in rows)
+        """The best in hindsight, and leaving the target bare counts as a choice; with `trained`, rows that train do too."""
+        return max(self.score(row) for row in self.choices(trained))
+
+    def choices(self, trained: bool) -> frozenset[str]:
+        """What there is to choose from, with training or without."""
+        return self.free | {BARE} | (self.trained if trained else frozenset())
 
 
 Policy = Callable[[Example], str]
@@ -102,7 +106,7 @@ def over_seeds(examples: Iterable[Example], policy: Policy, *, trained: bool = F
         groups[example.part, example.sibling, example.task, example.space].append(example)
     regrets = []
     for group in groups.values():
-        rows = {BARE}.union(*(example.scores if trained else example.free for example in group))
+        rows = frozenset[str]().union(*(example.choices(trained) for example in group))
         best = max(mean(example.score(row) for example in group) for row in rows)
         regrets.append(100 * (best - mean(example.score(policy(example)) for example in group)))
     return regrets

@@ -32,7 +32,7 @@ class World(Protocol):
 
     def calibration(self, task: str, space: str, much: bool) -> Sequence[Arguments]: ...
 
-    """Unlabelled inputs, the task's and old ones, which do not count; for methods that train, the task's alone, and more of them."""
+    """Unlabelled inputs: the task's, more of them for methods that train, and old ones, which do not count."""
 
     def unlabelled(self, task: str, space: str) -> list[Arguments]: ...  # the task's inputs alone, others again
 

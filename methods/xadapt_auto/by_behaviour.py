@@ -112,9 +112,8 @@ def _refitted(
 def _choose(options: Auto, adapter: Adapter, found: Mapping[str, Agreement], without: float) -> Choice:
     return choose(
         {name: one.score for name, one in found.items()},
-        unchanged=as_it_is(adapter),
+        lead={as_it_is(adapter): options.margin, TRAINING: options.train_margin},
         bare=without,
-        margin=options.margin,
         gain=options.gain,
     )
 

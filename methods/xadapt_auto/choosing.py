@@ -14,20 +14,18 @@ class Choice:
     why: str
 
 
-def choose(scores: Mapping[str, float], *, unchanged: str, bare: float, margin: float, gain: float) -> Choice:
+def choose(scores: Mapping[str, float], *, lead: Mapping[str, float], bare: float, gain: float) -> Choice:
     """The candidate to take.
 
     Args:
         scores: of each candidate, 0 to 1.
-        unchanged: the one that leaves the adapter as it is; it is taken unless another is better by more than `margin`.
+        lead: by how much others must beat these candidates; where scores are equal, they are taken.
         bare: the score of the target without any adapter.
         gain: what the best has to gain over that.
     """
     if not scores:
         return Choice(None, "No candidate could carry the adapter.")
-    best = max(scores, key=lambda name: scores[name])
-    if unchanged in scores and scores[best] - scores[unchanged] <= margin:
-        best = unchanged
+    best = max(scores, key=lambda name: (scores[name] + lead.get(name, 0.0), name in lead))
     if scores[best] - bare < gain:
         return Choice(
             None,

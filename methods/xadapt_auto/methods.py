@@ -34,7 +34,11 @@ class Auto:
     allow_training: bool = False
     """Train a fresh adapter on the target (`distil`) where the best of the others agrees less than `train_below`."""
 
-    train_below: float = 0.95
+    train_below: float = 0.99
+
+    train_margin: float = 0.02
+    """By how much another method must beat the trained adapter, once there is one: of two that agree as well, what was trained does
+    the task better."""
 
     training_steps: int = 300
     training_lr: float = 1e-3
@@ -46,7 +50,7 @@ class Auto:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("margin", "gain", "train_below"):
+        for name in ("margin", "gain", "train_below", "train_margin"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise ValueError(
