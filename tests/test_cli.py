@@ -104,6 +104,18 @@ def test_a_misspelt_flag(typed: str, capsys: pytest.CaptureFixture[str]) -> None
     assert "there is no flag --metod. Did you mean '--method'?" in capsys.readouterr().err
 
 
+def test_a_flag_of_another_method(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["transfer", "adapter", "--method", "copy", "--no-allow-training"])
+    assert "there is no flag --no-allow-training. auto has it: --method auto." in capsys.readouterr().err
+
+
+def test_a_flag_with_an_underscore(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["transfer", "adapter", "--train_below", "0.9"])
+    assert "there is no flag --train_below. Did you mean '--train-below'?" in capsys.readouterr().err
+
+
 def test_a_value_may_look_like_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["verify", "a", "--prompt", "--ar 16:9 castle"])

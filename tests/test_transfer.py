@@ -172,6 +172,10 @@ class TestRefusals:
             xadapt.transfer(*given, "copi", out=tmp_path / "out")
         with pytest.raises(TypeError, match=r"'lora_x' has no option 'ranks'\. Did you mean 'rank'"):
             xadapt.transfer(*given, "lora_x", out=tmp_path / "out", ranks=3)
+        with pytest.raises(
+            TypeError, match=r"'copy' has no option 'ridge'\. aligned, .* have it: method='aligned', for"
+        ):
+            xadapt.transfer(*given, "copy", out=tmp_path / "out", ridge=0.1)
         with pytest.raises(ValueError, match="needs no data"):
             xadapt.transfer(*given, "copy", out=tmp_path / "out", data=IDS)
         assert nothing_in(tmp_path)

@@ -12,8 +12,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from xadapt import registry
 from xadapt.contract import Method
-from xadapt.errors import did_you_mean
+from xadapt.errors import did_you_mean, some
 
 
 def fields_of(method: Method) -> tuple[dataclasses.Field[Any], ...]:
@@ -26,14 +27,28 @@ def build(method: Method, options: Mapping[str, Any]) -> Any:
     """The method with these options.
 
     Raises:
-        TypeError: it has no such option; the message suggests the nearest.
+        TypeError: it has no such option; the message says which methods have it, or what is nearest.
         ValueError: a value is not allowed.
     """
     known = [field.name for field in fields_of(method)]
     unknown = [name for name in options if name not in known]
     if unknown:
-        raise TypeError(f"The method {method.name!r} has no option {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
+        hint = of_others(unknown[0]) or did_you_mean(unknown[0], known)
+        raise TypeError(f"The method {method.name!r} has no option {unknown[0]!r}. {hint}")
     return method.build(**options)
+
+
+def of_others(option: str) -> str:
+    """What follows "no such option" where other methods have it; empty where none has. Imports all that are installed."""
+    having = [
+        name
+        for name, method in registry.load_all()[0].items()
+        if any(field.name == option for field in fields_of(method))
+    ]
+    if not having:
+        return ""
+    example = "" if len(having) == 1 else ", for example"
+    return f"{some(having)} {'has' if len(having) == 1 else 'have'} it: method={having[0]!r}{example}."
 
 
 PREFIX = "method_"

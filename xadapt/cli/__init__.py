@@ -1,7 +1,8 @@
 """The `xadapt` command: one file per verb beside this one, listed in VERBS.
 
 A verb module defines `NAME`, `add(parser)` and `run(arguments) -> exit code`; its docstring's first line is its help text. Where its
-options depend on others that are typed, it has `add_typed(parser, argv)` as well.
+options depend on others that are typed, it has `add_typed(parser, argv)` as well, and `of_other_methods(flag)`, which says whose flag one
+is that it has not.
 Verbs import torch inside `run` if they need it, never at the top: `xadapt --help` answers at once.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from xadapt.cli import check, export, inspect, merge, methods, transfer, verify
 from xadapt.errors import did_you_mean
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv[0].startswith("-") and argv[0] not in of_verbs:
         parser.error(f"there is no verb {argv[0]!r}. {did_you_mean(argv[0], tuple(of_verbs))}")
     if argv[0] in of_verbs:
-        _check_flags(of_verbs[argv[0]], argv[1:])
+        verb = next(verb for verb in VERBS if argv[0] == verb.NAME)
+        _check_flags(of_verbs[argv[0]], argv[1:], getattr(verb, "of_other_methods", lambda flag: ""))
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))
@@ -63,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _check_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-    """Exits with what is near to a flag that the verb has not; argparse would first miss what the flag was to say."""
+def _check_flags(parser: argparse.ArgumentParser, argv: Sequence[str], whose: Callable[[str], str]) -> None:
+    """Exits with whose a flag is that the verb has not, or what is near to it; argparse would first miss what the flag was to say."""
     known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
     for given in argv:
         if given == "--":
@@ -73,7 +75,8 @@ def _check_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         if " " in flag:  # a value, as for argparse
             continue
         if flag.startswith("--") and not any(one.startswith(flag) for one in known):  # a beginning is enough
-            parser.error(f"there is no flag {flag}. {did_you_mean(flag, known)}")
+            hint = "" if flag.replace("_", "-") in known else whose(flag)
+            parser.error(f"there is no flag {flag}. {hint or did_you_mean(flag, known)}")
 
 
 def _parsers(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

@@ -31,7 +31,7 @@ from xadapt.cli.options import (
 )
 from xadapt.cli.tables import Names, narrowed, table_of
 from xadapt.layer_names import grouped, merged, pattern_of, wording_of
-from xadapt.method_options import fields_of, help_of, parse, type_of
+from xadapt.method_options import fields_of, help_of, of_others, parse, type_of
 from xadapt.progress import showing
 from xadapt.refused import Refused
 
@@ -97,6 +97,11 @@ def add_typed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     for field in fields_of(method):
         if field.name != "seed":
             _add_option(group, parser, method, field, told.get(field.name, ""))
+
+
+def of_other_methods(flag: str) -> str:
+    """What is said of a flag that is not the verb's: which methods have it. Empty where none has."""
+    return as_flags(of_others(flag.removeprefix("--").removeprefix("no-").replace("-", "_").removeprefix(_PREFIX)))
 
 
 def _add_option(group: Any, parser: argparse.ArgumentParser, method: Method, field: Any, text: str) -> None:
