@@ -15,7 +15,7 @@ from benchmarks.tiny.siblings import rot
 from tests.conftest import make_llama
 from tests.test_every_method import assert_same, randomise
 from tests.test_registry import write_distribution
-from tests.verb_models import drifted
+from tests.verb_models import drifted, rotated_values
 from tests.weight_models import lora_on, updates_on
 from xadapt.base import open_base
 from xadapt.contract import Adapter, Carried, Learner, Transfer
@@ -23,6 +23,7 @@ from xadapt.data.counting import anything_counts, with_neutral
 from xadapt.refused import Refused
 from xadapt.siblings import Pair
 from xadapt.transferring.writing import write_folder
+from xadapt.verifying.behaviour import Agreement
 from xadapt.wearing import wearing
 from xadapt_auto import AUTO
 from xadapt_auto.choosing import choose
@@ -201,6 +202,32 @@ class TestTheHalves:
         for half in halves([{"input_ids": ids, "labels": labels}]):
             assert (half[0]["labels"] != -100).any(1).sum() == 2
             assert len(half[0]["input_ids"]) == 4
+
+
+class TestAMixtureByLayer:
+    """The values' basis changed, the queries' did not: copied queries beside aligned values."""
+
+    TARGETS = ("q_proj", "v_proj")
+
+    def test_a_tie_is_no_reason_for_one(self) -> None:
+        carried = decide(lora_on(make_llama(), self.TARGETS), rotated_values(make_llama()), candidates="copy, aligned")
+        assert carried.considered["by layer"]["score"] == pytest.approx(carried.considered["aligned"]["score"])
+        assert {told["method"] for told in carried.evidence.values()} == {"aligned"}
+
+    @pytest.mark.parametrize(("score", "wins"), [(0.905, False), (0.915, True)])
+    def test_it_has_to_be_better_by_more_than_the_margin(
+        self, score: float, wins: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told = {"copy": 0.1, "aligned": 0.9, "by layer": score}
+
+        def scores(adapter: Adapter, bases: Pair, candidates: dict[str, Any], batches: Any) -> dict[str, Agreement]:
+            return {name: Agreement(told[name], 1.0, told[name], 1) for name in candidates}
+
+        monkeypatch.setattr("xadapt_auto.by_behaviour.scores", scores)
+        adapter = lora_on(make_llama(), self.TARGETS)
+        carried = decide(adapter, rotated_values(make_llama()), candidates="copy, aligned", margin=0.01)
+        methods = {path.rsplit(".", 1)[1]: one["method"] for path, one in carried.evidence.items()}
+        assert methods == ({"q_proj": "copy", "v_proj": "aligned"} if wins else dict.fromkeys(self.TARGETS, "aligned"))
 
 
 class TestThePolicy:

@@ -112,7 +112,7 @@ def _refitted(
 def _choose(options: Auto, adapter: Adapter, found: Mapping[str, Agreement], without: float) -> Choice:
     return choose(
         {name: one.score for name, one in found.items()},
-        lead={as_it_is(adapter): options.margin, TRAINING: options.train_margin},
+        lead={as_it_is(adapter): options.margin, BY_LAYER: -options.margin, TRAINING: options.train_margin},
         bare=without,
         gain=options.gain,
     )

@@ -19,13 +19,13 @@ def choose(scores: Mapping[str, float], *, lead: Mapping[str, float], bare: floa
 
     Args:
         scores: of each candidate, 0 to 1.
-        lead: by how much others must beat these candidates; where scores are equal, they are taken.
+        lead: by how much others must beat these candidates, below 0 by how much these must beat others.
         bare: the score of the target without any adapter.
         gain: what the best has to gain over that.
     """
     if not scores:
         return Choice(None, "No candidate could carry the adapter.")
-    best = max(scores, key=lambda name: (scores[name] + lead.get(name, 0.0), name in lead))
+    best = max(scores, key=lambda name: (scores[name] + lead.get(name, 0.0), lead.get(name, 0.0)))
     if scores[best] - bare < gain:
         return Choice(
             None,

@@ -25,7 +25,8 @@ class Auto:
     """The methods to choose from, "copy, aligned"; all that are installed, read adapters of this kind and do not train by default."""
 
     margin: float = 0.001
-    """By how much another method must beat the adapter as it is. Ties are noise, and what is unchanged is better understood."""
+    """By how much another method must beat the adapter as it is, and a mixture by layer must beat a method throughout. Ties are noise,
+    and what is simpler is better understood."""
 
     gain: float = 0.05
     """What the best has to gain over the bare target, of 1 for all of the adapter's work. Below that it does not carry, and is
