@@ -27,7 +27,7 @@ from xadapt.verifying.behaviour import Agreement
 from xadapt.wearing import wearing
 from xadapt_auto import AUTO
 from xadapt_auto.choosing import choose
-from xadapt_auto.halving import halves
+from xadapt_auto.halving import batches_in_one, halves
 from xadapt_feature import OUTPUT_ADA
 
 Logits = Callable[[nn.Module], Tensor]
@@ -100,6 +100,21 @@ class TestWithData:
         )
         assert {told["method"] for told in carried.evidence.values()} == {"distil"}
         assert carried.considered["distil"]["score"] > carried.considered["copy"]["score"]
+
+    def test_what_trains_is_judged_on_one_half_and_trained_again_on_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Half of each batch, so that two of them make a step of as many samples as the user's batches have."""
+        from xadapt_distil.methods import Distil
+
+        seen, fit = [], Distil.fit
+
+        def watched(self: Distil, adapter: Adapter, bases: Pair, batches: Any) -> Any:
+            seen.append((len(batches), len(batches[0]["input_ids"]), self.gradient_accumulation_steps, self.steps))
+            return fit(self, adapter, bases, batches)
+
+        monkeypatch.setattr(Distil, "fit", watched)
+        adapter = lora_on(make_llama(), ["q_proj", "v_proj"])
+        decide(adapter, rotated(), candidates="copy", allow_training=True, training_steps=40, training_lr=0.02)
+        assert seen == [(4, 4, 2, 40), (4, 8, 1, 40)]
 
     def test_neither_base_nor_adapter_is_changed(self) -> None:
         source, target, adapter = make_llama(), rotated(), output_adapter()
@@ -202,6 +217,14 @@ class TestTheHalves:
         for half in halves([{"input_ids": ids, "labels": labels}]):
             assert (half[0]["labels"] != -100).any(1).sum() == 2
             assert len(half[0]["input_ids"]) == 4
+
+
+def test_of_batches_halved_by_the_sample_two_make_one() -> None:
+    given = some_batches(3)
+    learning, _ = halves(given)
+    assert batches_in_one(given, learning) == 2
+    assert batches_in_one(given, given[::2]) == 1
+    assert batches_in_one([{"timestep": torch.tensor(1.0)}] * 2, [{"timestep": torch.tensor(1.0)}]) == 1
 
 
 class TestAMixtureByLayer:

@@ -119,6 +119,15 @@ class TestLearning:
         some, more = (distil(adapter, pair(), given, steps=4) for given in (answers, elsewhere))
         assert not torch.equal(next(iter(some.adapter.tensors.values())), next(iter(more.adapter.tensors.values())))
 
+    def test_several_batches_make_a_step_as_one_larger_does(self) -> None:
+        adapter, data = lora_on(make_llama(), ["v_proj"]), batches(4)
+        parts = [{"input_ids": part} for batch in data for part in batch["input_ids"].split(2)]
+        whole = distil(adapter, pair(), data, steps=6, lr=1e-2)
+        found = distil(adapter, pair(), parts, steps=6, lr=1e-2, gradient_accumulation_steps=2)
+        for name, tensor in whole.adapter.tensors.items():
+            torch.testing.assert_close(found.adapter.tensors[name], tensor, rtol=1e-3, atol=1e-5)
+        assert found.evidence[""]["loss_at_last"] == pytest.approx(whole.evidence[""]["loss_at_last"], rel=1e-4)
+
     def test_a_denoiser(self, noise: Callable[[nn.Module], Tensor]) -> None:
         pytest.importorskip("diffusers")
         generator = torch.Generator().manual_seed(0)
@@ -171,13 +180,15 @@ class TestLearning:
 
 
 class TestResuming:
-    def test_an_interrupted_run_ends_in_the_same_adapter(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("accumulated", [1, 3])
+    def test_an_interrupted_run_ends_in_the_same_adapter(self, accumulated: int, tmp_path: Path) -> None:
         adapter, data = lora_on(make_llama(), ["v_proj"]), batches(4)
         options: dict[str, Any] = {"steps": 10, "save_every": 3, "lr": 1e-2, "weight_decay": 0.1}
+        options["gradient_accumulation_steps"] = accumulated
         whole = distil(adapter, pair(), data, **options)
         folder = str(tmp_path / "state")
         with pytest.raises(Interrupted):
-            distil(adapter, pair(), Breaking(data, 9), checkpoint=folder, **options)
+            distil(adapter, pair(), Breaking(data, 9 * accumulated), checkpoint=folder, **options)
         assert [path.name for path in (tmp_path / "state").iterdir()] == ["distil.safetensors"]
         resumed = distil(adapter, pair(), data, checkpoint=folder, **options)
         assert_same(dict(resumed.adapter.tensors), dict(whole.adapter.tensors))

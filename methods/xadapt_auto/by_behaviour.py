@@ -16,7 +16,7 @@ from xadapt.verifying.continuing import continued
 
 from .candidates import TRAINING, Candidate, as_it_is, attempt, known, mixture
 from .choosing import Choice, choose
-from .halving import halves
+from .halving import batches_in_one, halves
 from .scoring import bare_score, scores
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def decide(options: Auto, adapter: Adapter, bases: Siblings, batches: Iterable[A
     found = scores(adapter, bases, made, judging)
     choice = _choose(options, adapter, found, without)
     if options.allow_training and (choice.name is None or found[choice.name].score < options.train_below):
-        training = {"steps": options.training_steps, "lr": options.training_lr, "seed": options.seed}
+        training = {**options.training, "gradient_accumulation_steps": batches_in_one(given, learning)}
         trained = attempt(TRAINING, adapter, bases, learning, training)
         tried[TRAINING] = trained
         if isinstance(trained, Candidate):
@@ -83,7 +83,7 @@ def decide(options: Auto, adapter: Adapter, bases: Siblings, batches: Iterable[A
         if any(one.score > without for one in found.values()):
             hint += " A smaller gain (--gain) takes what there is."
         raise Refused(f"{choice.why}\n{table}\nThe adapter does not carry to {bases.target.name}.{hint}")
-    best = _refitted(choice.name, report, made, adapter, bases, given)
+    best = _refitted(options, choice.name, report, made, adapter, bases, given)
     verdicts = {layer.target: told for layer, told in zip(report.layers, report.decision.layers, strict=True)}
     evidence = {
         path: {**own, "way": verdicts[path].way, "why": verdicts[path].why} if path in verdicts else own
@@ -96,16 +96,20 @@ def decide(options: Auto, adapter: Adapter, bases: Siblings, batches: Iterable[A
 
 
 def _refitted(
-    name: str, report: CheckReport, made: Mapping[str, Candidate], adapter: Adapter, bases: Siblings, batches: list[Any]
+    options: Auto,
+    name: str,
+    report: CheckReport,
+    made: Mapping[str, Candidate],
+    adapter: Adapter,
+    bases: Siblings,
+    batches: list[Any],
 ) -> Candidate:
-    """The winner, fitted on all of the data. One that trains stays as it was judged: it takes too long to be done twice."""
-    if name == TRAINING:
-        return made[name]
+    """The winner, fitted on all of the data."""
     if name == BY_LAYER:
         parts = {one: attempt(one, adapter, bases, batches) for one in (as_it_is(adapter), "aligned")}
         whole = {one: part for one, part in parts.items() if isinstance(part, Candidate)}
         return _by_layer(report, whole, adapter, bases) or made[name]
-    again = attempt(name, adapter, bases, batches)
+    again = attempt(name, adapter, bases, batches, options.training if name == TRAINING else None)
     return again if isinstance(again, Candidate) else made[name]
 
 

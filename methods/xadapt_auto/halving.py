@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 import torch
@@ -25,6 +26,14 @@ def halves(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
         for half, part in zip(found, _halves(sort), strict=True):
             half += part
     return found
+
+
+def batches_in_one(whole: Sequence[Batch], half: Sequence[Batch]) -> int:
+    """How many batches of a half hold as many samples as one of the whole, of those in which anything counts."""
+    sizes = [[_samples(batch) for batch in batches if anything_counts(batch)] for batches in (whole, half)]
+    if not all(sizes) or not all(map(all, sizes)):
+        return 1
+    return max(1, round(mean(sizes[0]) / mean(sizes[1])))
 
 
 def _halves(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:

@@ -33,7 +33,8 @@ class Auto:
     refused: what does a little of it may as well do harm."""
 
     allow_training: bool = False
-    """Train a fresh adapter on the target (`distil`) where the best of the others agrees less than `train_below`."""
+    """Train a fresh adapter on the target (`distil`) where the best of the others agrees less than `train_below`. Once on half of the
+    data, to be judged, and if it is taken, once more on all of them."""
 
     train_below: float = 0.99
 
@@ -70,6 +71,11 @@ class Auto:
     def names(self) -> tuple[str, ...]:
         """The candidates one by one; none where all are meant."""
         return tuple(name.strip() for name in self.candidates.split(",") if name.strip())
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The options of the method that trains."""
+        return {"steps": self.training_steps, "lr": self.training_lr, "seed": self.seed}
 
     def transfer(self, adapter: Adapter, bases: Siblings) -> Carried:
         """The adapter by check's verdicts on the weights alone. Reads the adapted layers of both bases, a pair at a time.

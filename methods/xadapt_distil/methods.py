@@ -27,6 +27,9 @@ class Distil:
     that the source's adapter is on."""
 
     steps: int = 500
+    gradient_accumulation_steps: int = 1
+    """Batches that a step is made of: as many samples at once as memory takes, and as many in a step as learning wants."""
+
     lr: float = 1e-3
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -45,7 +48,13 @@ class Distil:
     space: ClassVar[Space] = "parameter"
 
     def __post_init__(self) -> None:
-        for name, least in (("rank", 1), ("steps", 1), ("save_every", 1), ("seed", 0)):
+        for name, least in (
+            ("rank", 1),
+            ("steps", 1),
+            ("gradient_accumulation_steps", 1),
+            ("save_every", 1),
+            ("seed", 0),
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(

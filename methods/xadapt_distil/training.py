@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -48,25 +49,23 @@ def train(run: Run, batches: Iterable[Any]) -> list[float]:
     losses = load_state(options.checkpoint, run.settings, parameters, optimizer) if options.checkpoint else []
     accelerator = Accelerator()
     student, stepper = accelerator.prepare(run.student, optimizer, device_placement=[False, False])
-    stream = _own_share(batches, len(losses), accelerator)
+    stream = _own_share(batches, len(losses) * options.gradient_accumulation_steps, accelerator)
     todo = range(len(losses), options.steps)
     for step in track(todo, "distilling") if accelerator.is_main_process else todo:
-        batch = next(stream)
         for group in stepper.param_groups:
             group["lr"] = options.lr * rate(step, options.steps)
         with torch.random.fork_rng():
             torch.manual_seed(options.seed + 1 + step)
-            loss = loss_on(run, student, batch)
-            if not bool(torch.isfinite(loss)):
-                raise ValueError(
-                    f"The loss at step {step} is {loss.item()}. Lower the learning rate (lr={options.lr}), or load the bases in bfloat16 or "
-                    "float32: half precision overflows in some models."
-                )
-            accelerator.backward(loss)
+            loss = sum(_parts(run, student, stream, accelerator))
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"The loss at step {step} is {loss}. Lower the learning rate (lr={options.lr}), or load the bases in bfloat16 or "
+                "float32: half precision overflows in some models."
+            )
         accelerator.clip_grad_norm_(parameters.values(), options.clip)
         stepper.step()
         stepper.zero_grad(set_to_none=True)
-        losses.append(loss.item())
+        losses.append(loss)
         done = len(losses)
         if (
             options.checkpoint
@@ -75,6 +74,17 @@ def train(run: Run, batches: Iterable[Any]) -> list[float]:
         ):
             save_state(options.checkpoint, run.settings, parameters, optimizer, losses)
     return losses
+
+
+def _parts(run: Run, student: Any, stream: Iterator[dict[str, Any]], accelerator: Accelerator) -> Iterator[float]:
+    """The shares of a step's loss, one for each of its batches, with the gradients of each added up."""
+    count = run.options.gradient_accumulation_steps
+    for left in reversed(range(count)):
+        # Processes tell each other their gradients once, when they have all of a step's.
+        with accelerator.no_sync(student) if left else nullcontext():
+            loss = loss_on(run, student, next(stream)) / count
+            accelerator.backward(loss)
+        yield loss.item()
 
 
 def loss_on(run: Run, student: Any, batch: dict[str, Any]) -> Tensor:
@@ -108,7 +118,7 @@ def rate(step: int, steps: int) -> float:
 
 
 def _own_share(batches: Iterable[Any], done: int, accelerator: Accelerator) -> Iterator[dict[str, Any]]:
-    """The batches over and over, from the one after `done` steps on; of several processes, each takes every n-th."""
+    """The batches over and over, from the one after the `done` first on; of several processes, each takes every n-th."""
     count, index = accelerator.num_processes, accelerator.process_index
     return islice(_endless(batches), done * count + index, None, count)
 
