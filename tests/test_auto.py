@@ -11,7 +11,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from benchmarks.tiny.siblings import rot
+import xadapt
+from benchmarks.tiny.siblings import reparam, rot
+from tests.aligned_models import square_llama
 from tests.conftest import make_llama
 from tests.test_every_method import assert_same, randomise
 from tests.test_registry import write_distribution
@@ -177,6 +179,27 @@ class TestWithoutData:
         found, wanted = updates_on(carried.adapter, target), updates_on(adapter, target)
         for path, update in wanted.items():
             torch.testing.assert_close(found[path], update, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("targets", [["v_proj", "o_proj"], ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]])
+    def test_of_several_methods_each_writes_its_own_layers(self, targets: list[str], tmp_path: Path) -> None:
+        """On disk too, where finished layers are kept to be resumed from."""
+        source, target = square_llama(), reparam(square_llama(), torch.Generator().manual_seed(3))
+        adapter = lora_on(square_llama(), targets)
+        result = xadapt.transfer(adapter, source, target, out=tmp_path / "auto")
+        assert {"pinv_input", "pinv_output"} <= set(result.methods)
+        found = updates_on(xadapt.read_adapter(tmp_path / "auto"), target)
+        for method in result.methods:
+            xadapt.transfer(adapter, source, target, method, out=tmp_path / method)
+            wanted = updates_on(xadapt.read_adapter(tmp_path / method), target)
+            for layer in result.layers:
+                if layer.method == method:
+                    torch.testing.assert_close(found[layer.path], wanted[layer.path], rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("option", [{"allow_training": True}, {"gain": 0.9}, {"continue_tokens": 3}])
+    def test_what_only_data_can_be_used_for_is_not_ignored(self, option: dict[str, Any]) -> None:
+        bases = Pair(open_base(make_llama()), open_base(make_llama()))
+        with pytest.raises(ValueError, match=f"{next(iter(option))}=.*needs data.* pass data="):
+            AUTO.build(**option).transfer(lora_on(make_llama(), ["q_proj"]), bases)
 
     def test_a_model_of_its_own_is_refused(self) -> None:
         bases = Pair(open_base(make_llama()), open_base(make_llama(seed=1)))

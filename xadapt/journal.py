@@ -66,6 +66,7 @@ class Journal:
 
 
 _current: ContextVar[Journal | None] = ContextVar("journal", default=None)
+_part: ContextVar[str] = ContextVar("part", default="")
 
 
 @contextmanager
@@ -78,6 +79,16 @@ def keeping(journal: Journal) -> Iterator[Journal]:
         _current.reset(token)
 
 
+@contextmanager
+def within(part: str) -> Iterator[None]:
+    """Layers that finish in the block are those of this part of the work: of one of several methods that are tried on each layer."""
+    token = _part.set(f"{_part.get()}{part}/")
+    try:
+        yield
+    finally:
+        _part.reset(token)
+
+
 def finished(path: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors of one layer: calculated, unless a journal has them.
 
@@ -86,4 +97,4 @@ def finished(path: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, T
         make: calculates them; numbers go in as tensors without dimensions.
     """
     journal = _current.get()
-    return dict(make()) if journal is None else journal.finished(path, make)
+    return dict(make()) if journal is None else journal.finished(f"{_part.get()}{path}", make)

@@ -10,6 +10,7 @@ from typing import Any
 from xadapt import registry
 from xadapt.contract import Adapter, Carried, Learner, Siblings, Transfer
 from xadapt.errors import did_you_mean
+from xadapt.journal import within
 
 from .as_lora import LORA, Parts, as_lora, parts_of
 
@@ -66,7 +67,9 @@ def attempt(
                 return "it needs data"
             step = step.fit(adapter, bases, batches)
         assert isinstance(step, Transfer)
-        return _candidate(name, step.transfer(adapter, bases), adapter, bases)
+        with within(name):
+            carried = step.transfer(adapter, bases)
+        return _candidate(name, carried, adapter, bases)
     except ValueError as error:
         return str(error)
     except Exception as error:  # no refusal but a defect, or memory that ran out

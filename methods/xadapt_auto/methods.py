@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from xadapt.contract import Adapter, Carried, Method, Siblings, Transfer
@@ -82,8 +82,20 @@ class Auto:
 
         Raises:
             Refused: the weights say that no training-free method without data carries it.
+            ValueError: an option is set that means something with data only.
         """
         from .by_weights import by_weights
+
+        idle = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in fields(self)
+            if field.name not in ("candidates", "seed") and getattr(self, field.name) != field.default
+        ]
+        if idle:
+            raise ValueError(
+                f"{', '.join(idle)}: needs data, as auto runs nothing without: pass data=…, unlabelled inputs of the kind the adapter is "
+                "for, or leave it out."
+            )
 
         return by_weights(self, adapter, bases)
 

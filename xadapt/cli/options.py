@@ -16,7 +16,7 @@ from xadapt.strict_json import as_json
 if TYPE_CHECKING:
     from xadapt.data.amount import Amount
 
-_SWITCHES = ("overwrite", "allow_pickle", "drop_bias", "partial", "trust_source")
+_SWITCHES = ("overwrite", "allow_pickle", "drop_bias", "partial", "trust_source", "allow_training")
 _VALUES = (
     "component",
     "name",
@@ -33,6 +33,12 @@ _VALUES = (
     "max_tokens",
     "continue_tokens",
     "method_map",
+    "margin",
+    "gain",
+    "train_below",
+    "train_margin",
+    "training_steps",
+    "training_lr",
 )
 _NOT_WITHIN = r"(?<![\w/.=-])"  # a longer name, or a path
 _SWITCH = re.compile(rf"{_NOT_WITHIN}({'|'.join(_SWITCHES)})=True\b")
