@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from peft import PeftConfig
 from torch import Tensor
 
+from xadapt.errors import some
 from xadapt.matrix import LowRank
-from xadapt.peft_internals import get_pattern_key
+from xadapt.peft_internals import check_target_module_exists, get_pattern_key
 
 # Options under which lora_A and lora_B mean something else than s·B(Ax), or more than these two matter.
 VARIANTS = (
@@ -82,6 +83,9 @@ def factors_of(config: Any, tensors: Mapping[str, Tensor], inside: str = "") -> 
         config: a LoraConfig, or one that has its rank and alpha options.
         tensors: by module path + `inside` + `.lora_A.weight`, …
         inside: what lies between a layer's path and the LoRA's names.
+
+    Raises:
+        ValueError: the tensors are not those of this config: their ranks are others, or they are for layers that it does not target.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -91,7 +95,47 @@ def factors_of(config: Any, tensors: Mapping[str, Tensor], inside: str = "") -> 
         parts.setdefault(path, {})[part.replace("embedding_A", "A.weight").replace("embedding_B", "B.weight")] = tensor
     if not all({"A.weight", "B.weight"} <= found.keys() for found in parts.values()):
         return None
-    return {path: _one(config, path, found) for path, found in parts.items()}
+    factors = {path: _one(config, path, found) for path, found in parts.items()}
+    _check_targets(config, factors)
+    _check_ranks(config, factors, inside)
+    return factors
+
+
+def _check_targets(config: Any, paths: Iterable[str]) -> None:
+    """Refuses layers that PEFT would leave out on every base. The names are those of the model on which both were saved."""
+    targets = getattr(config, "target_modules", None)
+    if not targets or targets == "all-linear" or getattr(config, "ensure_weight_tying", False):
+        return  # which layers these are, beside those with names, a base alone tells
+    strange = [path for path in paths if not check_target_module_exists(config, path)]
+    if strange:
+        raise ValueError(
+            f"The adapter has tensors for layers that its config does not target, and PEFT leaves them out: {some(strange)}. "
+            "Config and tensors are not of one adapter: save it again, or name these layers in target_modules of "
+            "adapter_config.json if they belong to it."
+        )
+
+
+def _check_ranks(config: Any, factors: Mapping[str, Factors], inside: str) -> None:
+    """Refuses tensors of another rank than the config says, which PEFT does not load: their scaling would be another one too."""
+    said = {path: _rank_said(config, path, inside) for path in factors}
+    others = [
+        f"{path} has rank {found.a.shape[0]}, and its config says {said[path]}"
+        for path, found in factors.items()
+        if found.a.shape[0] != said[path]
+    ]
+    if others:
+        raise ValueError(
+            f"The adapter's tensors have other ranks than its config says (r, rank_pattern): {some(others, separator='; ')}. "
+            "Config and tensors are not of one adapter: save it again, or correct adapter_config.json."
+        )
+
+
+def _rank_said(config: Any, path: str, inside: str) -> int:
+    """The rank of these tensors by the config. Of a hybrid's r, one part acts in the feature space and the rest beside it."""
+    feature_r: int | None = getattr(config, "feature_r", None)
+    if feature_r is None:
+        return rank_of(config, path)
+    return int(config.r) - feature_r if inside.startswith(".parameter_space") else feature_r
 
 
 def _one(config: Any, path: str, parts: Mapping[str, Tensor]) -> Factors:
