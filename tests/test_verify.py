@@ -182,6 +182,38 @@ class TestBadInput:
         with pytest.raises(ValueError, match="NaN or infinity"):
             xadapt.verify(make_llama(), broken, work / "lora", work / "lora", IDS)
 
+    def test_a_layer_that_is_not_finite_where_attention_hides_it(self, work: Path) -> None:
+        broken, plain = make_llama(), drifted(make_llama())
+        with torch.no_grad():
+            broken.model.layers[1].self_attn.q_proj.weight[0, 0] = float("nan")
+        told = r"model\.layers\.1\.self_attn\.q_proj\.weight of the live LlamaForCausalLM holds NaN or infinity"
+        ids = IDS[:, :10]  # not whole vectors: of these, attention on the CPU makes numbers
+        for source, target in ((broken, plain), (plain, broken)):
+            for tokens in (0, 2):
+                with pytest.raises(ValueError, match=told):
+                    xadapt.verify(source, target, work / "lora", work / "lora", ids, continue_tokens=tokens)
+
+    def test_what_is_not_adapted_is_not_looked_at(self, work: Path) -> None:
+        broken = make_llama()
+        with torch.no_grad():
+            broken.model.norm.weight[0] = float("nan")
+        with pytest.raises(ValueError, match="A model's output holds NaN"):
+            xadapt.verify(broken, make_llama(), work / "lora", work / "lora", IDS)
+
+    def test_a_base_on_disk_that_is_not_finite(
+        self, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        source = make_llama()
+        with torch.no_grad():
+            source.model.layers[1].self_attn.q_proj.weight[0, 0] = float("nan")
+        source.save_pretrained(with_tokenizer(tmp_path / "nan"))
+        with_tokenizer(tmp_path / "target")
+        (tmp_path / "lines.txt").write_text("a b c d e f g h i j\n")
+        given = ["verify", str(work / "lora"), str(work / "lora"), "--source", str(tmp_path / "nan")]
+        given += ["--target", str(tmp_path / "target"), "--data", str(tmp_path / "lines.txt")]
+        assert main(given) == 2
+        assert "q_proj.weight of " + str(tmp_path / "nan") + " holds NaN" in capsys.readouterr().err
+
     def test_batches_that_the_model_does_not_take(self, work: Path) -> None:
         with pytest.raises(ValueError, match=r"does not take the data's batches \(latents\)"):
             xadapt.verify(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
+
+from torch import Tensor
 
 from xadapt.adapter_files import name_of, open_adapter
 from xadapt.base import LiveBase
@@ -17,11 +19,13 @@ from xadapt.data.denoisers import is_denoiser
 from xadapt.data.opening import open_data
 from xadapt.data.tokenizing import tokenizer_of
 from xadapt.evaluating import in_eval_mode
+from xadapt.finite import is_finite
 from xadapt.kinds import PeftKind
 from xadapt.opening import check_choices, open_for
 from xadapt.origin import match_base
 from xadapt.progress import showing
 from xadapt.siblings import Pair
+from xadapt.transferring.layers import adapted_layers
 
 from .comparing import compare, retained
 from .continuing import continued_data
@@ -76,8 +80,8 @@ def verify(
         tokenizer: for live models.
 
     Raises:
-        ValueError: something given cannot be used, the adapter does nothing on its own source, or the models' outputs cannot be
-            compared.
+        ValueError: something given cannot be used, an adapted layer of either base holds NaN or infinity, the adapter does nothing
+            on its own source, or the models' outputs cannot be compared.
     """
     check_choices(component, variant, [adapter, transferred], [source, target])
     if task_limit is not None and not tasks:
@@ -95,6 +99,8 @@ def verify(
         "transferred": _its_own(open_adapter(transferred, component, allow_pickle), bases.target),
     }
     inputs = open_data(data, bases.source, bases.target, amount, tokenizer=tokenizer)
+    _check_finite(bases.source, [candidates["copy"]])
+    _check_finite(bases.target, list(candidates.values()))
     if continue_tokens:
         inputs = continued_data(bases.source, candidates["copy"], inputs, continue_tokens)
     others = None if neutral is None else open_data(neutral, bases.source, bases.target, amount, tokenizer=tokenizer)
@@ -121,6 +127,26 @@ def verify(
         prompts=tuple(prompts),
         notes=tuple(notes),
     )
+
+
+def _check_finite(base: Base, adapters: Sequence[Adapter]) -> None:
+    """Refuses a base whose layers under these adapters hold NaN or infinity. The outputs need not show it: attention on the CPU makes
+    numbers of NaN."""
+    for name, tensor in _adapted_weights(base, adapters):
+        if not is_finite(tensor):
+            raise ValueError(f"{name} of {base.name} holds NaN or infinity, so nothing can be calculated from it.")
+
+
+def _adapted_weights(base: Base, adapters: Sequence[Adapter]) -> Iterator[tuple[str, Tensor]]:
+    """Weights and biases of the loaded network, one at a time, by name."""
+    weights = LiveBase(base.module()).weights()
+    for path in dict.fromkeys(path for adapter in adapters for path in adapted_layers(adapter, base)):
+        for name in (f"{path}.weight", f"{path}.bias"):
+            try:
+                if name in weights:
+                    yield name, weights[name]
+            except ValueError:  # quantised by a scheme that there is no way back from: it runs nevertheless
+                continue
 
 
 def _rows(
