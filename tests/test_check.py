@@ -57,6 +57,17 @@ class TestWithoutData:
         assert {layer.way for layer in found.decision.layers} == {"input space"}
         assert found.verdict == "carries by layer"
 
+    def test_a_target_that_the_adapter_was_merged_into(self, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Once more it would count twice."""
+        xadapt.merge(work / "lora", work / "source", work / "merged")
+        found = xadapt.check(work / "lora", work / "source", work / "merged")
+        assert found.verdict == "refused"
+        assert [layer.drift_along_update for layer in found.layers] == pytest.approx([1.0] * 4, abs=1e-3)
+        given = ["--source", str(work / "source"), "--target", str(work / "merged"), "--out", str(work / "twice")]
+        assert main(["transfer", str(work / "lora"), *given]) == 3
+        assert "the adapter was merged into it, and would count twice" in capsys.readouterr().err
+        assert not (work / "twice").exists()
+
     def test_another_width(self, work: Path) -> None:
         found = xadapt.check(work / "lora", work / "source", work / "wider")
         assert found.verdict == "needs data"

@@ -111,6 +111,15 @@ def add(one: Matrix, other: Matrix) -> Matrix:
     return Dense(one.tensor() + other.tensor())
 
 
+def strips(matrix: Matrix) -> Iterator[Tensor]:
+    """The matrix multiplied out, a few rows at a time."""
+    if isinstance(matrix, Dense):
+        yield from torch.split(matrix.matrix, ROWS)
+        return
+    for rows in torch.split(matrix.left, ROWS):
+        yield rows @ matrix.right
+
+
 def times(weight: Tensor, right: Tensor) -> Tensor:
     """weight (m, n) @ right (n, r), in the dtype of `right`."""
     if weight.dtype == right.dtype:

@@ -14,7 +14,7 @@ from typing import Literal
 from .measures import LayerMeasures
 from .thresholds import Thresholds
 
-Way = Literal["as it is", "input space", "output space", "align", "train", "nowhere"]
+Way = Literal["as it is", "input space", "output space", "align", "train", "there already", "nowhere"]
 """How a layer's update can be carried:
 
 as it is       the two layers work in the same bases, drift aside
@@ -22,6 +22,7 @@ input space    what the layer returns has another basis, what it reads has not
 output space   what the layer reads has another basis, what it returns has not
 align          both have; an alignment on unlabelled data can find it
 train          the widths differ, so neither side can be kept; an alignment may do for widths, training always does
+there already  the target's weights have the update in them: the adapter was merged into it
 nowhere        the target has no such layer
 """
 
@@ -71,6 +72,10 @@ def decide_layer(one: LayerMeasures, limits: Thresholds) -> LayerVerdict:
         return LayerVerdict("nowhere", one.reason)
     if not one.fits:
         return LayerVerdict("train", one.reason)
+    if one.drift_along_update is not None and one.drift_along_update >= limits.merged:
+        return LayerVerdict(
+            "there already", f"the target's weights moved along this update (cosine {one.drift_along_update:.2f})"
+        )
     inputs, outputs, by = _distances(one)
     if inputs is not None and outputs is not None:
         if inputs > limits.clearly * max(outputs, limits.rounding):
@@ -136,6 +141,12 @@ def _overall(layers: Sequence[LayerVerdict], limits: Thresholds) -> tuple[Verdic
     lost = ways["nowhere"]
     if lost and lost >= limits.refused * count:
         return "refused", f"the target has no counterpart for {lost} of {count} layers"
+    merged = ways["there already"]
+    if merged and merged >= limits.refused * count:
+        return "refused", (
+            f"the target's weights have the updates of {merged} of {count} layers in them already: the adapter was merged into it, and "
+            "would count twice"
+        )
     hard = ways["align"] + ways["train"]
     if hard:
         rest = f"{lost} have no counterpart; " if lost else ""

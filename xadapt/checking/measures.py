@@ -44,6 +44,9 @@ class LayerMeasures:
     """‖ΔW′ − ΔW‖ / ‖ΔW‖, the adapter taken as it is: 0 for a LoRA, not for one in feature space, which the target's weights
     modulate."""
 
+    drift_along_update: float | None = None
+    """cos(W′ − W, ΔW): near 1 where the adapter has been merged into the target already."""
+
     inputs_moved: float | None = None
     """‖x′ − x‖ / ‖x‖ over the data: how far what the layer reads moved, feature by feature."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xadapt.matrix import ROWS, times, times_right
+from xadapt.matrix import ROWS, Matrix, strips, times, times_right
 from xadapt.update import calculating_in
 
 DIRECTIONS = 16
@@ -42,6 +42,18 @@ def weight_likeness(source: Tensor, target: Tensor) -> WeightLikeness:
         norm=here**0.5,
         norm_there=there**0.5,
     )
+
+
+def drift_along(source: Tensor, target: Tensor, update: Matrix) -> float | None:
+    """cos(W′ − W, ΔW) of two weights (out, n) and an update of that shape; None where one of the two is zero."""
+    inner = apart = change = 0.0
+    for one, other, rows in zip(torch.split(source, ROWS), torch.split(target, ROWS), strips(update), strict=True):
+        moved, added = other.to(rows.device).double() - one.to(rows.device).double(), rows.double()
+        inner += float((moved * added).sum())
+        apart += float(moved.square().sum())
+        change += float(added.square().sum())
+    size = (apart * change) ** 0.5
+    return inner / size if size else None
 
 
 def leading_subspaces(weight: Tensor, directions: int = DIRECTIONS, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,9 @@ class Thresholds:
     strong: float = 1.5
     """An adapter whose update, for its layer's weight, grows or shrinks by more than this factor on the target is out of scale."""
 
+    merged: float = 0.5
+    """A cosine of drift and update from this on means that the target's weights have the update in them already."""
+
     refused: float = 0.5
     """The share of the adapter's layers without a way to carry them from which on the whole is refused."""
 

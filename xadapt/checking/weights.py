@@ -18,7 +18,7 @@ from xadapt.update import to_stored
 from xadapt.workers import each
 
 from .measures import LayerMeasures
-from .similarity import leading_subspaces, overlap, weight_likeness
+from .similarity import drift_along, leading_subspaces, overlap, weight_likeness
 
 
 def measure_weights(adapter: Adapter, bases: Siblings) -> tuple[LayerMeasures, ...]:
@@ -71,6 +71,7 @@ def _measure(layer: Layer, bases: Siblings, there: Mapping[str, Layer]) -> Layer
         inputs_overlap=overlap(right, right_there),
         outputs_overlap=overlap(left, left_there),
         update_share=_ratio(math.sqrt(update.energy), alike.norm),
+        drift_along_update=drift_along(own, its, update),
     )
     if target is None:
         return found

@@ -20,6 +20,7 @@ _MEASURES = {
     "update_share": "‖ΔW‖/‖W‖",
     "update_share_there": "‖ΔW′‖/‖W′‖",
     "update_change": "change of ΔW",
+    "drift_along_update": "drift along ΔW",
     "inputs_moved": "inputs moved",
     "outputs_moved": "outputs moved",
     "inputs_cka": "CKA inputs",
