@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import xadapt
 from tests.conftest import make_llama
-from tests.test_every_method import randomise
+from tests.test_every_method import assert_same, randomise
 from tests.verb_models import IDS, randomised
 from tests.weight_models import lora_on, updates_on
 from xadapt.base import open_base
 from xadapt.contract import Adapter
 from xadapt.kinds import PeftKind
-from xadapt.reading import read_adapter
+from xadapt.reading import detach, read_adapter
 from xadapt.relocate import relocate
 from xadapt.siblings import Pair
+from xadapt.transferring.writing import write_folder
 from xadapt_distil import DISTIL
 from xadapt_feature import FULL_ADA, HYBRID_ADA, INPUT_ADA, OUTPUT_ADA, InputAdaConfig
 from xadapt_weight import COPY, LORA_X
@@ -122,7 +125,9 @@ def test_modules_that_come_along_whole_are_distilled_instead(tmp_path: Path) -> 
     config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
     adapter = read_adapter(xadapt.save(randomised(get_peft_model(make_llama(), config)), tmp_path / "lora"))
     bases = Pair(open_base(make_llama()), open_base(Wrapped(make_llama(1))))
-    with pytest.raises(ValueError, match=r"modules_to_save of its config is bound to names, .* method='distil' trains"):
+    with pytest.raises(
+        ValueError, match=r"modules_to_save.* other names or shapes for lm_head\.weight\. method='distil' trains"
+    ):
         relocate(adapter, bases)
     with pytest.raises(ValueError, match=r"method='copy' takes them along .* method='distil' trains"):
         LORA_X.build().transfer(adapter, bases)
@@ -146,3 +151,68 @@ def test_a_missing_source_is_asked_for() -> None:
     adapter = lora_on(make_llama(), ["q_proj"])
     with pytest.raises(ValueError, match=r"pass source=… \(--source\)"):
         relocate(adapter, Pair(None, open_base(make_llama())))
+
+
+class TestParametersOfTheBase:
+    """What an adapter's file holds of the base itself: modules_to_save, and biases that were trained along."""
+
+    def adapter(self, base: nn.Module, **options: Any) -> Adapter:
+        model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], **options))
+        torch.manual_seed(7)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape) * 0.1)
+        return detach(model)
+
+    def biased(self, moved: float = 0.0) -> nn.Module:
+        sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        torch.manual_seed(0)
+        model = Qwen2ForCausalLM(Qwen2Config(**sizes, num_attention_heads=4, num_key_value_heads=2)).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias"):
+                    parameter.add_(moved + torch.arange(len(parameter)) / 7)
+        return model
+
+    @pytest.mark.parametrize("bias", ["lora_only", "all"])
+    def test_the_change_of_a_bias_is_carried_and_not_the_source_s_bias(self, bias: str, tmp_path: Path) -> None:
+        adapter, target = self.adapter(self.biased(), bias=bias), self.biased(moved=1.0)
+        carried = relocate(adapter, Pair(open_base(self.biased()), open_base(target))).adapter
+        write_folder(carried, tmp_path, open_base(target))
+        loaded = PeftModel.from_pretrained(self.biased(moved=1.0), tmp_path).get_base_model()
+        name = "model.layers.0.self_attn.q_proj.base_layer.bias"
+        change = next(t for n, t in adapter.tensors.items() if n.endswith("0.self_attn.q_proj.base_layer.bias"))
+        change = change - self.biased().get_parameter("model.layers.0.self_attn.q_proj.bias")
+        assert change.abs().max() > 0.01
+        torch.testing.assert_close(
+            loaded.get_parameter(name), target.get_parameter("model.layers.0.self_attn.q_proj.bias") + change
+        )
+
+    @pytest.mark.parametrize("bias", ["lora_only", "all"])
+    def test_on_the_same_base_they_stay_as_they_are(self, bias: str) -> None:
+        adapter = self.adapter(self.biased(), bias=bias)
+        carried = relocate(adapter, Pair(open_base(self.biased()), open_base(self.biased())))
+        assert_same(carried.adapter.tensors, adapter.tensors)
+        assert not carried.left_out
+
+    def test_a_target_without_the_bias(self) -> None:
+        adapter = self.adapter(self.biased(), bias="lora_only")
+        target: Any = self.biased()
+        for layer in target.model.layers:
+            layer.self_attn.q_proj.bias = None
+        with pytest.raises(ValueError, match=r"also changes the bias .*q_proj.*bias, which .* does not have"):
+            relocate(adapter, Pair(open_base(self.biased()), open_base(target)))
+
+    def test_a_norm_is_taken_along_whole(self) -> None:
+        adapter = self.adapter(make_llama(), modules_to_save=["norm"])
+        carried = relocate(adapter, Pair(open_base(make_llama()), open_base(make_llama(seed=1))))
+        assert_same(carried.adapter.tensors, adapter.tensors)
+        assert not carried.left_out
+
+    def test_a_norm_of_another_width_is_named(self) -> None:
+        adapter = self.adapter(make_llama(), modules_to_save=["norm"])
+        target: Any = make_llama()
+        target.model.norm = nn.LayerNorm(16)
+        with pytest.raises(ValueError, match=r"other names or shapes for .*norm\.weight"):
+            relocate(adapter, Pair(open_base(make_llama()), open_base(target)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +57,50 @@ def without_base_tensors(adapter: Adapter, base: Base, modules: Mapping[str, nn.
     return replace(adapter, tensors={name: one for name, one in adapter.tensors.items() if name not in carried})
 
 
+def trained_biases(adapter: Adapter, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """The biases of the base that lie in the adapter's file because they were trained along (bias="all", bias="lora_only"): the base's
+    own names by the file's."""
+    if getattr(adapter.config, "bias", "none") == "none":
+        return {}
+    saved = saved_modules(adapter)
+    own = {name: _base_name(name, modules) for name in adapter.tensors if name.endswith(".bias") and name not in saved}
+    return {name: of for name, of in own.items() if of is not None}
+
+
+def moved_biases(adapter: Adapter, base: Base, times: int, dtype: torch.dtype) -> Adapter:
+    """The adapter with the base's own biases taken from those in its file (times=-1), or added to them (times=1).
+
+    Sums are taken in float64, so that the one after the other leaves what was there.
+
+    Raises:
+        ValueError: a layer of the base has no such bias, or one of another shape.
+    """
+    modules, weights, tensors = base.modules(), base.weights(), dict(adapter.tensors)
+    known = trained_biases(adapter, modules)
+    for name, there in adapter.tensors.items():
+        if not name.endswith(".bias") or _module_of(name, modules) is None or _is_saved(name, adapter.config):
+            continue
+        if name not in known or weights[known[name]].shape != there.shape:
+            raise ValueError(
+                f"The adapter also changes the bias {name}, which {base.name} does not have, or has in another shape. "
+                "Train it again with bias='none'."
+            )
+        tensors[name] = (there.double() + times * weights[known[name]].to(there.device).double()).to(dtype)
+    return replace(adapter, tensors=tensors)
+
+
+def lacking(adapter: Adapter, names: Iterable[str], base: Base) -> list[str]:
+    """Of these parameters that an adapter brings along, those for which a base has none of the same name and shape."""
+    modules = base.modules()
+    found = []
+    for name in names:
+        own = _base_name(name, modules)
+        path, _, attribute = (own or "").rpartition(".")
+        if own is None or getattr(modules[path], attribute).shape != adapter.tensors[name].shape:
+            found.append(name)
+    return found
+
+
 def _is_saved(name: str, config: Any) -> bool:
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(PeftType(config.peft_type))
     if prefix and f".{prefix}" in name:  # proj_out.lora_A.weight, beside modules_to_save=["out"]
@@ -91,10 +135,14 @@ def _base_name(name: str, modules: Mapping[str, nn.Module]) -> str | None:
 
     PEFT's save_pretrained writes the embeddings too, where they are adapted or the vocabulary has another size.
     """
-    path, _, attribute = re.sub(r"(\.base_layer)+\.", ".", name).rpartition(".")
-    place = in_base(path, modules)
+    place, attribute = _module_of(name, modules), name.rpartition(".")[2]
     own = place and isinstance(getattr(modules[place], attribute, None), Tensor)
     return f"{place}.{attribute}" if own else None
+
+
+def _module_of(name: str, modules: Mapping[str, nn.Module]) -> str | None:
+    """The base's module that a parameter in an adapter's file belongs to, or None if that is none of the base's."""
+    return in_base(re.sub(r"(\.base_layer)+\.", ".", name).rpartition(".")[0], modules)
 
 
 def _check_carried(name: str, tensor: Tensor, base: Base) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from xadapt.carried_along import without_base_tensors
+from xadapt.carried_along import lacking, moved_biases, saved_modules, trained_biases, without_base_tensors
 from xadapt.contract import Adapter, Carried, Siblings
 from xadapt.counterparts import Counterparts, Side, agrees, counterparts, shape_of
 from xadapt.errors import some
@@ -29,7 +30,8 @@ _INSTEAD = {
 
 
 def relocate(adapter: Adapter, bases: Siblings, agree: Side = "both") -> Carried:
-    """The same tensors on the target's layers. Opens no weight but those of the source that lie in the adapter's file too.
+    """The same tensors on the target's layers; of biases that were trained along, the change, on the target's own. Opens no weight but
+    those of the source that lie in the adapter's file too, and the target's of these biases.
 
     Args:
         adapter: of a PeftKind, in any space.
@@ -38,10 +40,21 @@ def relocate(adapter: Adapter, bases: Siblings, agree: Side = "both") -> Carried
     Raises:
         ValueError: no layer has a counterpart, or names have to change in an adapter whose options are bound to them.
     """
+    adapter = without_base_tensors(adapter, bases.source)
+    biases = trained_biases(adapter, bases.source.modules())
+    whole = {*saved_modules(adapter), *biases}
+    if not biases:
+        return _relocated(adapter, whole, bases, agree)
+    dtype = adapter.tensors[next(iter(biases))].dtype
+    carried = _relocated(moved_biases(adapter, bases.source, -1, torch.float64), whole, bases, agree)
+    return replace(carried, adapter=moved_biases(carried.adapter, bases.target, 1, dtype))
+
+
+def _relocated(adapter: Adapter, whole: Collection[str], bases: Siblings, agree: Side) -> Carried:
+    """The same tensors under the target's names. `whole`: of those, the base's own parameters, which no module map knows."""
     modules = bases.source.modules()
-    adapter = without_base_tensors(adapter, bases.source, modules)
     owners = {name: owner_of(name, modules) for name in adapter.tensors}
-    paths = dict.fromkeys(path for path in owners.values() if path is not None)
+    paths = dict.fromkeys(path for name, path in owners.items() if path is not None and name not in whole)
     if not paths:
         raise ValueError(
             f"{bases.source.name} has none of the adapter's layers, the first of which is {next(iter(adapter.tensors))}. Was it "
@@ -51,6 +64,11 @@ def relocate(adapter: Adapter, bases: Siblings, agree: Side = "both") -> Carried
         return Carried(adapter=replace(adapter, tensors=dict(adapter.tensors)))
     layers = {path: place for path in paths if (place := in_base(path, modules)) is not None}
     to = counterparts(dict.fromkeys(layers.values()), bases, agree)
+    if lost := lacking(adapter, [name for name in whole if owners[name] not in layers], bases.target):
+        raise ValueError(
+            f"The adapter brings parameters of the base along (modules_to_save, bias), and {bases.target.name} has other names or shapes "
+            f"for {some(lost)}. {_INSTEAD['modules_to_save']}"
+        )
     same_names = all(path == place for path, place in to.found.items())
     if not to.left_out and same_names and not _targets_more(adapter.config, to.found.values(), bases):
         return Carried(adapter=replace(adapter, tensors=dict(adapter.tensors)))
@@ -80,7 +98,7 @@ def _moved(adapter: Adapter, owners: Mapping[str, str | None], layers: Mapping[s
     tensors: dict[str, Tensor] = {}
     for name, tensor in adapter.tensors.items():
         path = owners[name]
-        if path is None:  # shared by all layers
+        if path is None or path not in layers:  # shared by all layers, or a bias of another
             tensors[name] = tensor
         elif layers[path] in to.found:
             tensors[to.found[layers[path]] + name.removeprefix(path)] = tensor
