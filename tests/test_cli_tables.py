@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.conftest import make_llama
 from tests.verb_models import drifted, lora_folder, unet_lora_folder
 from xadapt.cli import check, main, verify
 from xadapt.cli.tables import Names, narrowed, numbers, table_of
-from xadapt.layer_names import differing, merged, needless_parts, pattern_of, together, wording_of
+from xadapt.layer_names import differing, merged, needless_parts, pattern_of, plainly, together, wording_of
 from xadapt.verifying.behaviour import Agreement
 from xadapt.verifying.report import Verified, VerifyReport
 
@@ -58,6 +59,31 @@ class TestNames:
         assert differing(here, there) == "0–1"
         assert differing(here, ["h.0.c_attn", "h.1.c_attn"]) == "h.0–1.c_attn"
         assert differing(here, here) == ""
+
+    @pytest.mark.parametrize(
+        ("moves", "parts"),
+        [
+            ({"a.0": "a.0", "a.1": "a.1"}, 1),
+            ({"a.0": "a.0", "a.2": "a.1"}, 1),  # "0,2" to "0–1", in order
+            ({"a.0": "b.1", "a.1": "b.2"}, 1),
+            ({"a.0": None, "a.1": None}, 1),
+            ({"a.0": "a.1", "a.1": "a.0", "a.2": "a.2", "a.3": "a.3"}, 3),
+            ({"a.0": "b.1", "a.1": "b.0"}, 2),
+            ({"a.0": "a.3", "a.1": "a.2"}, 2),  # "0–1" to "2–3", which is not in order
+            ({"a.0.b.0": "a.0.b.1", "a.1.b.1": "a.1.b.0"}, 2),
+            ({"a.0.b.0": "c.0", "a.0.b.1": "c.1", "a.1.b.0": "c.2"}, 1),
+            ({"a.0.b.0": "c.1", "a.0.b.1": "c.0"}, 2),
+            ({"a": "b.0"}, 1),
+            ({"a.0.q": "a.0.q", "a.0.v.1": "a.0.v.1", "a.1.q": "a.1.q"}, 1),  # of several patterns
+            ({"a.0.q": "a.1.q", "a.0.v.1": "a.0.v.1", "a.1.q": "a.0.q"}, 3),
+            # more spans than are listed, which would look alike: "0,…,10"
+            ({f"a.{n}": f"a.{7 if n == 6 else n}" for n in range(0, 12, 2)}, 2),
+        ],
+    )
+    def test_what_goes_where_is_seen(self, moves: dict[str, str | None], parts: int) -> None:
+        found = plainly(list(moves.items()), lambda move: move)
+        assert len(found) == parts
+        assert sorted(move for part in found for move in part) == sorted(moves.items())
 
     def test_sentences(self) -> None:
         texts = ["drift (-0.02 of it)", "drift (0.10 of it)"]
@@ -149,6 +175,19 @@ class TestTransfer:
         rows = [line.split() for line in out.splitlines() if "_proj" in line]
         assert sorted(row[1:] for row in rows) == [["0–11", "12"]] * 7 + [["none", "4"]] * 7
         assert "28 layers: model.layers has 16 blocks" in out
+
+    def test_swapped_blocks_are_told_one_by_one(
+        self, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lines = {"model.layers.0": "model.layers.1", "model.layers.1": "model.layers.0"}
+        (tmp_path / "map.json").write_text(json.dumps(lines))
+        given = ["transfer", str(work / "lora"), "--source", str(work / "source"), "--target", str(work / "drifted")]
+        given += ["--method", "copy", "--plan", "--out", str(tmp_path / "out"), "--map", str(tmp_path / "map.json")]
+        out = _said(given, capsys, monkeypatch, 80)
+        rows = [line.split() for line in out.splitlines() if "q_proj" in line]
+        assert sorted(rows) == [["0…q_proj", "1", "1"], ["1…q_proj", "0", "1"], ["2–15…q_proj", "14"]]
+        assert "7 layers: model.layers.0 → model.layers.1 by the map given" in " ".join(out.split())
+        assert "7 layers: model.layers.1 → model.layers.0 by the map given" in " ".join(out.split())
 
     def test_layers_left_out_in_lines_for_modules(
         self, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 import xadapt
 from tests.conftest import make_gpt2, make_llama
-from tests.verb_models import IDS, drifted, nothing_in, write_pair
+from tests.verb_models import IDS, drifted, nothing_in, randomised, write_pair
+from xadapt import InputAdaConfig
+from xadapt.base import LiveBase, open_base
+from xadapt.contract import Adapter, Carried, Siblings
 from xadapt.origin import recorded_fingerprint
 from xadapt.refused import Refused
+from xadapt.siblings import Pair
+from xadapt.transferring.foreseeing import foresee
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +34,32 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(input_ids=IDS).logits
+
+
+class TestNotes:
+    """What the numbers do not say is said in words, on the screen and in the record."""
+
+    def test_an_adapter_without_a_fingerprint(self, work: Path, tmp_path: Path) -> None:
+        stock = tmp_path / "stock"
+        shutil.copytree(work / "lora", stock)
+        config = json.loads((stock / "adapter_config.json").read_text()) | {"base_model_name_or_path": "/models/qwen"}
+        (stock / "adapter_config.json").write_text(json.dumps(config))
+        result = xadapt.transfer(stock, work / "source", work / "target", "copy", out=tmp_path / "out")
+        (note,) = result.notes
+        assert note in result.summary()
+        assert note.endswith("source was not tested; its config names /models/qwen.")
+        assert json.loads((tmp_path / "out" / "xadapt_transfer.json").read_text())["notes"] == [note]
+
+    def test_modules_that_are_taken_along_whole(self, work: Path, tmp_path: Path) -> None:
+        config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+        stock = xadapt.save(get_peft_model(make_llama(), config), tmp_path / "lora")
+        result = xadapt.transfer(stock, work / "source", work / "target", "copy", out=tmp_path / "out")
+        assert "lm_head.weight: taken along whole, in the place of the target's own." in result.notes
+
+    def test_what_check_doubts(self, work: Path, tmp_path: Path) -> None:
+        far = drifted(make_llama(), share=0.5)
+        result = xadapt.transfer(work / "lora", work / "source", far, out=tmp_path / "out")
+        assert any("check finds it doubtful: 4 of 4 layers drifted far" in note for note in result.notes)
 
 
 class TestWhatIsWritten:
@@ -121,6 +155,19 @@ class TestWhatIsWritten:
             "three": "ValueError",
         }
         assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+    def test_the_adapter_itself_is_never_replaced(self, work: Path, tmp_path: Path) -> None:
+        mine = tmp_path / "mine"
+        shutil.copytree(work / "lora", mine)
+        before = {file.name: file.read_bytes() for file in mine.iterdir()}
+        for write in (
+            lambda: xadapt.transfer(mine, work / "source", work / "target", "lora_x", out=mine, overwrite=True),
+            lambda: xadapt.transfer(mine, work / "source", work / "target", "lora_x", out=tmp_path, overwrite=True),
+            lambda: xadapt.export_lora(mine, work / "target", mine, overwrite=True),
+        ):
+            with pytest.raises(ValueError, match="is where the adapter itself lies, which would be lost"):
+                write()
+        assert {file.name: file.read_bytes() for file in mine.iterdir()} == before
 
     def test_an_adapter_that_is_there_is_replaced_only_when_asked(self, work: Path, tmp_path: Path) -> None:
         given = (work / "lora", work / "source", work / "target")
@@ -246,3 +293,90 @@ class TestPlan:
     def test_a_layer_without_a_place_is_in_it(self, work: Path, tmp_path: Path) -> None:
         plan = xadapt.plan_transfer(work / "lora", work / "source", make_llama(layers=1), "copy", out=tmp_path / "out")
         assert sum(layer.target is None for layer in plan.layers) == 2
+
+    @pytest.mark.parametrize("method", ["copy", "auto", "pinv_input", "lora_x"])
+    def test_other_widths_are_refused_in_the_transfers_words(self, work: Path, tmp_path: Path, method: str) -> None:
+        given = (work / "lora", make_llama(), make_llama(hidden_size=64), method)
+        plan = xadapt.plan_transfer(*given, out=tmp_path / "out")
+        with pytest.raises(ValueError, match="widths") as refused:
+            xadapt.transfer(*given, out=tmp_path / "out")
+        assert plan.refused == str(refused.value)
+        assert plan.untested is None
+
+    @pytest.mark.parametrize("method", ["copy", "lora_x"])
+    def test_whole_modules_that_the_target_lacks(self, tmp_path: Path, method: str) -> None:
+        config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+        adapter = xadapt.save(randomised(get_peft_model(make_llama(), config)), tmp_path / "saved")
+        given = (adapter, make_llama(), make_llama().model, method)
+        plan = xadapt.plan_transfer(*given, out=tmp_path / "out")
+        with pytest.raises(ValueError, match="modules_to_save") as refused:
+            xadapt.transfer(*given, out=tmp_path / "out")
+        assert plan.refused == str(refused.value)
+        there = xadapt.plan_transfer(adapter, make_llama(), make_llama(seed=1), "copy", out=tmp_path / "out")
+        assert there.refused is None
+
+    def test_without_the_source_that_the_method_needs(self, work: Path, tmp_path: Path) -> None:
+        plan = xadapt.plan_transfer(work / "lora", None, make_llama(), "copy", out=tmp_path / "out")
+        assert plan.refused is not None
+        assert "pass source=…" in plan.refused
+
+    def test_what_goes_through_is_not_refused(self, work: Path, tmp_path: Path) -> None:
+        pair = (make_llama(), drifted(make_llama()))
+        seen = xadapt.plan_transfer(work / "lora", *pair, "copy", out=tmp_path / "out")
+        assert (seen.refused, seen.untested) == (None, None)
+        for method in ("pinv_input", "lora_x", "prolora", "auto"):
+            plan = xadapt.plan_transfer(work / "lora", *pair, method, out=tmp_path / "out")
+            assert plan.refused is None
+            assert plan.untested == f"what {method} makes of the weights, which a plan does not read"
+
+    def test_a_method_that_trains_may_do_without_a_layer(self, work: Path, tmp_path: Path) -> None:
+        given = (work / "lora", make_llama(), make_llama(layers=1), "distil")
+        plan = xadapt.plan_transfer(*given, out=tmp_path / "out", data=IDS, steps=1)
+        assert plan.refused is None
+        assert plan.untested is not None
+        assert "learns from the data" in plan.untested
+        assert "2 layers without a counterpart" in plan.untested
+        assert xadapt.transfer(*given, out=tmp_path / "out", data=IDS, steps=1).layers
+
+    def test_a_tied_adapter_joins_fewer_blocks(self, tmp_path: Path) -> None:
+        config = InputAdaConfig(r=2, target_modules=["q_proj"], tie=r"self_attn\.q_proj$")
+        adapter = xadapt.save(randomised(get_peft_model(make_llama(layers=3), config)), tmp_path / "tied")
+        given = (adapter, make_llama(layers=3), make_llama(layers=2), "input_ada")
+        plan = xadapt.plan_transfer(*given, out=tmp_path / "out")
+        assert any(layer.target is None for layer in plan.layers)
+        assert plan.refused is None
+        xadapt.transfer(*given, out=tmp_path / "out")
+
+    def test_no_weight_is_read_for_it(self, work: Path, tmp_path: Path) -> None:
+        pair = (_Shut(make_llama()), _Shut(drifted(make_llama())))
+        for method in ("copy", "pinv_input", "lora_x", "auto"):
+            assert xadapt.plan_transfer(work / "lora", *pair, method, out=tmp_path / "out").refused is None
+
+    def test_what_a_method_says_without_the_weights_it_wanted_is_not_told(self, work: Path) -> None:
+        bases = Pair(open_base(make_llama()), open_base(make_llama()))
+        adapter = xadapt.read_adapter(work / "lora")
+        for step in (_Stubborn(), _Stubborn("it failed")):
+            found = foresee(step, "stubborn", adapter, bases, (), False)
+            assert found.refused is None
+            assert found.untested is not None
+
+
+class _Shut(LiveBase):
+    """A base whose weights must not be read."""
+
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        return dict.fromkeys(super().weights(), torch.empty(0))  # with which nothing can be calculated
+
+
+class _Stubborn:
+    """A method that goes on, whatever befalls it."""
+
+    def __init__(self, complaint: str = "") -> None:
+        self.complaint = complaint
+
+    def transfer(self, adapter: Adapter, bases: Siblings) -> Carried:
+        with contextlib.suppress(BaseException):
+            bases.target.weights()["lm_head.weight"]
+        if self.complaint:
+            raise ValueError(self.complaint)
+        return Carried(adapter=adapter, left_out={"a": "b"})

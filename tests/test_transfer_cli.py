@@ -78,6 +78,21 @@ class TestCommandLine:
         assert "A plan: nothing is written." in capsys.readouterr().out
         assert nothing_in(tmp_path)
 
+    def test_a_plan_says_what_it_has_not_tested(
+        self, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        given = [*self.given(work), "--method", "pinv_input", "--out", str(tmp_path / "out"), "--plan"]
+        assert main(given) == 0
+        assert "Not tested: what pinv_input makes of the weights" in capsys.readouterr().out
+        assert main([*given, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["untested"].startswith("what pinv_input makes of the weights")
+        make_llama(hidden_size=64).save_pretrained(tmp_path / "wide")
+        wide = ["transfer", str(work / "lora"), "--source", str(work / "source"), "--target", str(tmp_path / "wide")]
+        assert main([*wide, "--out", str(tmp_path / "out"), "--plan"]) == 3  # auto, without data
+        out = " ".join(capsys.readouterr().out.split())
+        assert "It would be refused: 4 of 4 layers have other bases or widths in the target" in out
+        assert "Not tested" not in out
+
     def test_several_targets_where_one_is_refused(
         self, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

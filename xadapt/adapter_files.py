@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from xadapt.contract import Adapter
-from xadapt.sources import adapters_from, file_kind_of, is_path
+from xadapt.sources import adapters_from, file_kind_of, is_path, listed
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,20 @@ def open_adapter(source: Any, component: str | None = None, allow_pickle: bool =
             f"{len(found)} adapters were given, and one at a time is carried; add them up first: xadapt export."
         )
     return found[0]
+
+
+def check_apart(source: Any, out: str | PathLike[str]) -> None:
+    """ValueError if one of the adapters lies where something is to be written: what was trained would be replaced by what is made of it."""
+    place = Path(out).resolve()
+    for one in listed(source):
+        given = one.name if isinstance(one, Opened) else one
+        if not is_path(given) or not Path(given).exists():
+            continue
+        read = Path(given).resolve()
+        if place == read or place in read.parents:
+            raise ValueError(
+                f"{out} is where the adapter itself lies, which would be lost. Choose another place to write."
+            )
 
 
 def name_of(source: Any) -> str:

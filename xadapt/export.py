@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from xadapt.adapter_files import check_apart
 from xadapt.base import CheckpointBase, LiveBase
 from xadapt.carried_along import saved_modules
 from xadapt.choices import DTYPES, LAYOUTS, NAMES
@@ -135,6 +136,7 @@ def export_lora(
     opened = open_for(base, component, allow_pickle, variant)
     _refuse_saved_modules(adapters)
     named = _named(layout, name, component, opened)
+    check_apart(adapter, out)
     (free_folder if layout == "peft" else free_file)(out, overwrite)
     layers = layers_of(adapters, opened, weights)
     options = _Options(to, dtype or _dtype(adapters), drop_bias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -51,6 +52,55 @@ def differing(paths: Sequence[str], others: Sequence[str], without: Iterable[str
         return together(others, without)
     pairs = zip(together(paths).split("."), together(others).split("."), strict=True)
     return ".".join(other for one, other in pairs if one != other)
+
+
+def plainly(items: Sequence[T], pair: Callable[[T], tuple[str, str | None]]) -> list[list[T]]:
+    """Items in as many parts as it takes for the spans of their numbers to say what goes where.
+
+    On both sides the numbers are the same, or others in the same order; else, where blocks are swapped, a part is what moves by as
+    much.
+
+    Args:
+        pair: an item's path and where it goes.
+    """
+
+    def move(item: T) -> _Move:
+        source, target = pair(item)
+        return _numbers_of(source), _numbers_of(target or "")
+
+    alike = grouped(map(move, items), lambda one: (len(one[0]), len(one[1])))
+    return [list(items)] if all(map(_tells, alike)) else grouped(items, lambda item: _shift(*move(item)))
+
+
+_Move = tuple[tuple[int, ...], tuple[int, ...]]  # the numbers of a source path, and of the target's
+
+
+def _shift(here: tuple[int, ...], there: tuple[int, ...]) -> tuple[int, ...]:
+    """How far the numbers move; where there are more of them on one side, which go where."""
+    same = len(here) == len(there)
+    return tuple(other - one for one, other in zip(here, there, strict=True)) if same else (*here, *there)
+
+
+def _tells(moves: Sequence[_Move]) -> bool:
+    """Whether the spans of the numbers on both sides say which go to which."""
+    if all(here == there for here, there in moves):
+        return True
+    froms, tos = [list(zip(*side, strict=True)) for side in zip(*moves, strict=True)]
+    if [_spans(sorted(set(one))) for one in froms] == [_spans(sorted(set(one))) for one in tos]:
+        return False
+    if len(froms) != len(tos):
+        return [there for _, there in sorted(moves)] == sorted(there for _, there in moves)
+    return all(_in_order(one, other) for one, other in zip(froms, tos, strict=True))
+
+
+def _in_order(numbers: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether each number goes to one other, and larger ones to larger ones."""
+    pairs = sorted(set(zip(numbers, others, strict=True)))
+    return all(one < after and other < then for (one, other), (after, then) in pairwise(pairs))
+
+
+def _numbers_of(path: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in path.split(".") if part.isdigit())
 
 
 def needless_parts(paths: Iterable[str]) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import shutil
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from xadapt.errors import did_you_mean
 from xadapt.files import beside, usual_access
+from xadapt.patterns import PATTERNS, settled
+from xadapt.peft_internals import BaseTunerLayer
 
 
 def save(model: PeftModel, folder: str | PathLike[str], adapter_name: str = "default", **options: Any) -> Path:
@@ -53,10 +58,34 @@ def save(model: PeftModel, folder: str | PathLike[str], adapter_name: str = "def
         model.save_pretrained(str(part), selected_adapters=[adapter_name], **options)
         written = part if adapter_name == "default" else part / adapter_name  # PEFT's layout
         if (written / CONFIG_NAME).is_file():  # with is_main_process=False there is none
+            _settle(written / CONFIG_NAME, model, adapter_name)
             _put(written, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def _settle(file: Path, model: PeftModel, adapter_name: str) -> None:
+    """The patterns in a written config, whose keys PEFT has sorted, so that they say of each layer what they say in the live model."""
+    written, config = json.loads(file.read_text(encoding="utf-8")), copy.copy(model.peft_config[adapter_name])
+    for name in PATTERNS:
+        if given := getattr(config, name, None):  # the values as they were written: PiSSA's conversion doubles them
+            setattr(config, name, {key: written[name][key] for key in given})
+    if patterns := settled(config, _adapted(model, adapter_name)):
+        file.write_text(json.dumps(written | patterns, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _adapted(model: PeftModel, adapter_name: str) -> Iterator[str]:
+    """What PEFT holds the patterns' keys against: the paths of the layers that this adapter is on, or of their parameters."""
+    outer = ""
+    for path, layer in model.get_base_model().named_modules():
+        place = path.replace(".base_layer", "")  # adapters of two parameters of one module lie in each other
+        if not isinstance(layer, BaseTunerLayer) or (outer and place.startswith(f"{outer}.")):
+            continue  # what a feature-space layer hosts is inside of it
+        outer = place
+        if adapter_name in layer._get_available_adapters():
+            parameter = getattr(layer, "parameter_name", None)
+            yield f"{place}.{parameter}" if parameter else place
 
 
 def _put(written: Path, folder: Path) -> None:

@@ -1,14 +1,14 @@
 """Carry an adapter to another base and write it there, by a method of your choice or one chosen layer by layer.
 
 `xadapt transfer --method NAME --help` lists that method's options. Exit code 3 where the adapter is not the source's, or
-layers would be left out (--partial).
+layers would be left out (--partial); of a plan, whatever the transfer would be refused for.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from xadapt.cli.options import (
     size,
 )
 from xadapt.cli.tables import Names, narrowed, table_of
-from xadapt.layer_names import grouped, merged, pattern_of, wording_of
+from xadapt.layer_names import grouped, merged, pattern_of, plainly, wording_of
 from xadapt.method_options import fields_of, help_of, of_others, parse, type_of
 from xadapt.progress import showing
 from xadapt.refused import Refused
@@ -238,16 +238,18 @@ def _print_plan(plan: TransferPlan) -> None:
         _print_layers(console, plan.layers)
     if plan.refused:
         console.print(f"It would be refused: {as_flags(plan.refused)}")
+    if plan.untested:
+        console.print(f"Not tested: {plan.untested}.")
     console.print("A plan: nothing is written.")
 
 
 def _print_layers(console: Console, layers: Sequence[PlannedLayer]) -> None:
     """Why each goes where, and where; those that differ in their numbers in one line."""
-    for group in grouped(layers, lambda one: (one.relation, wording_of(one.reason))):
+    for group in _plainly(layers, lambda one: (one.relation, wording_of(one.reason))):
         count = "1 layer" if len(group) == 1 else f"{len(group)} layers"
         console.print(f"{count}: {merged([layer.reason for layer in group])}")
     names = Names([(layer.source, layer.target) for layer in layers])
-    groups = grouped(layers, lambda one: (pattern_of(one.source), pattern_of(one.target or "none")))
+    groups = _plainly(layers, lambda one: (pattern_of(one.source), pattern_of(one.target or "none")))
 
     def table(width: int) -> Table:
         rows = []
@@ -260,3 +262,8 @@ def _print_layers(console: Console, layers: Sequence[PlannedLayer]) -> None:
     console.print(narrowed(console, table))
     if names.legend:
         console.print(names.legend)
+
+
+def _plainly(layers: Sequence[PlannedLayer], key: Callable[[PlannedLayer], Hashable]) -> list[list[PlannedLayer]]:
+    """Those with one key together, unless that would hide which goes where."""
+    return [part for group in grouped(layers, key) for part in plainly(group, lambda one: (one.source, one.target))]

@@ -46,6 +46,9 @@ class TransferPlan:
     refused: str | None = None
     """Why it would be refused, as far as that is known before anything is carried."""
 
+    untested: str | None = None
+    """What it may still be refused for, as only the weights or the data show it; None where the plan has seen all."""
+
     @property
     def weight_bytes(self) -> int:
         """The adapted layers' weights in both bases: the most that a method reads that looks at weights alone."""
@@ -98,6 +101,9 @@ class TransferResult:
     parameters: int
     bytes: int
     data: str | None = None
+    notes: tuple[str, ...] = ()
+    """What a reader should know and the numbers do not say."""
+
     trusted: bool = False
     """The source was taken for the adapter's own against its fingerprint, because the caller said so."""
 
@@ -124,6 +130,7 @@ class TransferResult:
             lines += [f"  {together([path for path, _ in one])}: {merged([why for _, why in one])}" for one in groups]
         if self.trusted:
             lines.append("The source was not the base that the adapter was trained on, by its fingerprint.")
+        lines += self.notes
         return "\n".join(lines)
 
     def record(self) -> dict[str, Any]:
@@ -155,6 +162,7 @@ class TransferResult:
             "belongs": dict(self.belongs),
             "parameters": self.parameters,
             "bytes": self.bytes,
+            "notes": list(self.notes),
             "trusted": self.trusted,
             **self.record(),
         }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xadapt import registry
-from xadapt.adapter_files import Opened, name_of, open_adapter
+from xadapt.adapter_files import Opened, check_apart, name_of, open_adapter
 from xadapt.carried_along import without_base_tensors
 from xadapt.contract import Adapter, Base, Carried, Learner, Method, Transfer
 from xadapt.data.amount import Amount
@@ -24,7 +24,9 @@ from xadapt.origin import fingerprint_of, match_base
 from xadapt.refused import Refused
 from xadapt.siblings import Pair
 
+from .foreseeing import Foreseen, foresee, foresee_learning
 from .layers import adapted_layers, planned_layers
+from .noting import notes_on
 from .processes import writes
 from .result import CarriedLayer, PlannedLayer, TransferPlan, TransferResult
 from .resuming import resumable
@@ -87,6 +89,7 @@ def transfer(
         ValueError: something given cannot be used. Nothing is written.
         TypeError: the method has no such option.
     """
+    check_apart(adapter, out)
     check_free(Path(out), overwrite)
     job = _prepare(adapter, source, target, method, data, neutral, map, component, seed, variant, allow_pickle, options)
     belongs = _check_source(job, trust_source)
@@ -165,10 +168,12 @@ def plan_transfer(
 ) -> TransferPlan:
     """What `transfer` would do, and how large it is. Reads the adapter, headers, fingerprints and, where blocks have to be
     aligned, a sample of these; writes nothing. Arguments as there."""
+    check_apart(adapter, out)
     check_free(Path(out), overwrite)
     job = _prepare(adapter, source, target, method, data, neutral, map, component, seed, variant, allow_pickle, options)
     learns = isinstance(job.step, Learner)
     layers = planned_layers(job.adapter, job.bases) if job.bases.has_source else ()
+    foreseen = _foreseen(job, layers, partial, trust_source, data is not None)
     return TransferPlan(
         adapter=job.name,
         source=_source_name(job.bases),
@@ -182,7 +187,8 @@ def plan_transfer(
         loads=_loaded(job, data is not None or (learns and not isinstance(job.step, Transfer))),
         layers=layers,
         adapter_bytes=sum(tensor.nbytes for tensor in job.adapter.tensors.values()),
-        refused=_foreseen(job, layers, partial, trust_source),
+        refused=foreseen.refused,
+        untested=foreseen.untested,
     )
 
 
@@ -196,16 +202,16 @@ def _loaded(job: _Job, learning: bool) -> tuple[str, ...]:
     return tuple(base.name for base in bases)
 
 
-def _foreseen(job: _Job, layers: Sequence[PlannedLayer], partial: bool, trust_source: bool) -> str | None:
+def _foreseen(job: _Job, layers: Sequence[PlannedLayer], partial: bool, trust_source: bool, has_data: bool) -> Foreseen:
     """Why a transfer would be refused, by what is known before it."""
     try:
         _check_source(job, trust_source)
     except Refused as error:
-        return str(error)
+        return Foreseen(refused=str(error))
     lost = [layer.source for layer in layers if layer.target is None]
-    if not lost or partial:
-        return None
-    return f"{len(lost)} of the adapter's layers have no counterpart: {some(lost)}. partial=True writes the others."
+    if not isinstance(job.step, Transfer) or (has_data and isinstance(job.step, Learner)):
+        return foresee_learning(job.method.name, lost, partial)
+    return foresee(job.step, job.method.name, job.adapter, job.bases, lost, partial)
 
 
 @dataclass(frozen=True)
@@ -245,11 +251,6 @@ def _prepare(
     step = build(found, {**({"seed": seed} if "seed" in names else {}), **unprefixed(found, options)})
     if not isinstance(step, Transfer | Learner):
         raise TypeError(f"The method {method!r} builds {type(step).__name__}, which has neither transfer nor fit.")
-    if isinstance(step, Learner) and not isinstance(step, Transfer) and data is None:
-        raise ValueError(
-            f"The method {method!r} learns from data: pass data=… (--data), a text or JSONL file, a folder of pictures or what else "
-            "xadapt.data.open_data takes. No labels are needed."
-        )
     check_choices(component, variant, [adapter], [source, target])
     read = open_adapter(adapter, component, allow_pickle)
     if read.kind not in found.reads:
@@ -260,6 +261,11 @@ def _prepare(
             f"The method {method!r} reads {kinds}, and this adapter is of kind {read.kind.name!r}. Methods that read it: "
             f"{', '.join(others) or 'none is installed'}."
             + ("" if others or not isinstance(read.kind, PeftKind) else _AS_LORA)
+        )
+    if isinstance(step, Learner) and not isinstance(step, Transfer) and data is None:
+        raise ValueError(
+            f"The method {method!r} learns from data: pass data=… (--data), a text or JSONL file, a folder of pictures or what else "
+            "xadapt.data.open_data takes. No labels are needed."
         )
     opened = None if source is None else open_for(source, component, allow_pickle, variant)
     if opened is not None and isinstance(read.kind, PeftKind):
@@ -368,6 +374,7 @@ def _result(
         parameters=sum(tensor.numel() for tensor in carried.adapter.tensors.values()),
         bytes=sum(tensor.nbytes for tensor in carried.adapter.tensors.values()),
         data=said,
+        notes=notes_on(job.adapter, carried, job.bases, belongs),
         trusted=trusted and others > belongs.get("same", 0),
     )
 

@@ -18,6 +18,7 @@ from xadapt.files import beside, check_place, save_tensors, usual_access
 from xadapt.finite import is_finite
 from xadapt.kinds import FileKind, PeftKind
 from xadapt.origin import PROVENANCE
+from xadapt.patterns import settled, targeted
 from xadapt.rehearsal import rehearse
 from xadapt.store import check_folder
 from xadapt.strict_json import as_json, finite
@@ -72,7 +73,10 @@ def write_transferred(adapter: Adapter, target: Base, result: TransferResult, ov
         else:
             raise ValueError(f"Adapters of kind {adapter.kind.name!r} cannot be written: the kind has no format.")
         (part / SUMMARY).write_text(as_json(result.as_dict(), indent=2) + "\n", encoding="utf-8")
-        _read_back(adapter, part, target)
+        try:
+            _read_back(adapter, part, target)
+        except ValueError as error:  # in the words of what was asked for, not of a folder that is gone in a moment
+            raise ValueError(str(error).replace(str(part), str(out))) from error
         _put(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -96,6 +100,8 @@ def write_folder(adapter: Adapter, folder: Path, target: Base, record: dict[str,
             "parent_library": network.__module__,
             PROVENANCE: finite(record),
         }
+    for name, pattern in settled(config, targeted(config, target.modules())).items():
+        setattr(config, name, pattern)  # PEFT writes the keys sorted
     config.save_pretrained(str(folder))
     tensors = {
         name if name.startswith(WIDE) else f"{PREFIX}{name}": _own(tensor) for name, tensor in adapter.tensors.items()
