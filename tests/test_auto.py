@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 import xadapt
@@ -17,11 +17,12 @@ from tests.aligned_models import square_llama
 from tests.conftest import make_llama
 from tests.test_every_method import assert_same, randomise
 from tests.test_registry import write_distribution
-from tests.verb_models import drifted, rotated_values
+from tests.verb_models import drifted, randomised, rotated_values
 from tests.weight_models import lora_on, updates_on
 from xadapt.base import open_base
 from xadapt.contract import Adapter, Carried, Learner, Transfer
 from xadapt.data.counting import anything_counts, with_neutral
+from xadapt.reading import detach
 from xadapt.refused import Refused
 from xadapt.siblings import Pair
 from xadapt.transferring.writing import write_folder
@@ -94,6 +95,15 @@ class TestWithData:
             Refused, match=r"less than 0\.05 is gained\.\n(.*\n)*  copy: score .*\n(.*\n)*.*--allow-training"
         ):
             decide(lora_on(make_llama(), ["q_proj"]), make_llama(seed=1))
+
+    def test_a_dora_is_copied_whole(self) -> None:
+        """What it adds has full rank, so it is in no mixture, and no other method takes it apart."""
+        config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
+        adapter = detach(randomised(get_peft_model(make_llama(), config)))
+        carried = decide(adapter, make_llama())
+        assert_same(carried.adapter.tensors, adapter.tensors)
+        assert carried.considered["copy"]["score"] == pytest.approx(1.0, abs=1e-5)
+        assert {told["method"] for told in carried.evidence.values()} == {"copy"}
 
     def test_training_is_a_way_out(self) -> None:
         adapter = lora_on(make_llama(), ["q_proj", "v_proj"])

@@ -16,6 +16,12 @@ from xadapt_weight.pairs import LayerPair
 from xadapt_weight.writing import Part, lora_adapter
 
 LORA = cast(PeftKind, COPY.writes)
+
+
+class FullRank(ValueError):
+    """What an adapter adds to a layer is no product of two narrow matrices, as DoRA's."""
+
+
 Parts = Mapping[str, Part]
 
 
@@ -23,14 +29,15 @@ def parts_of(adapter: Adapter, target: Base) -> dict[str, Part]:
     """What an adapter adds to each layer of a base, by path. Reads the adapted layers, one at a time.
 
     Raises:
-        ValueError: an update is not of low rank, or the adapter does not fit.
+        FullRank: an update is not of low rank.
+        ValueError: the adapter does not fit.
     """
     weights, modules = target.weights(), target.modules()
     parts = {}
     for layer in layers_of([adapter], target):
         update = layer.update(weights)
         if not isinstance(update.matrix, LowRank):
-            raise ValueError(f"{layer.path}: its update has full rank, so it is no LoRA.")
+            raise FullRank(f"{layer.path}: its update has full rank, so it is no LoRA.")
         parts[layer.path] = Part(LayerPair(layer, layer.path, modules[layer.path]), update.matrix, update.bias)
     return parts
 

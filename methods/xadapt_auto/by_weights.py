@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from statistics import mean
 from typing import TYPE_CHECKING
 
 from xadapt import registry
@@ -17,6 +19,10 @@ from .candidates import Candidate, as_it_is, attempt, known, mixture
 
 if TYPE_CHECKING:
     from .methods import Auto
+
+
+MOST = 0.5
+"""The relative error of the updates, on average, from which on less than half of them arrives."""
 
 
 def by_weights(options: Auto, adapter: Adapter, bases: Siblings) -> Carried:
@@ -40,6 +46,8 @@ def by_weights(options: Auto, adapter: Adapter, bases: Siblings) -> Carried:
             f"{report.decision.why}. auto measures more with data=…, unlabelled inputs of the kind the adapter is for; or name "
             "a method yourself: a copy may load, and do nothing or harm."
         )
+    doubt = f"check finds it doubtful: {report.decision.why}. With data=… auto measures what arrives."
+    considered = {"check": {"verdict": report.verdict, "note": doubt}} if report.verdict == "doubtful" else {}
     wanted = {path: ways[verdict.way] for path, verdict in verdicts.items()}
     if missing := {path: name for path, name in wanted.items() if name not in names}:
         path, name = next(iter(missing.items()))
@@ -51,7 +59,7 @@ def by_weights(options: Auto, adapter: Adapter, bases: Siblings) -> Carried:
     if adapter.kind == LORA and set(wanted.values()) == {as_it_is(adapter)}:  # as it is: DoRA's updates are no LoRA
         copied = relocate(adapter, bases)
         told = {path: {"method": name, **_told(verdicts[path])} for path, name in wanted.items()}
-        return replace(copied, evidence=told)
+        return replace(copied, evidence=told, considered=considered)
     made = {name: attempt(name, adapter, bases, None) for name in dict.fromkeys(wanted.values())}
     for name, result in made.items():
         if isinstance(result, str):
@@ -63,7 +71,19 @@ def by_weights(options: Auto, adapter: Adapter, bases: Siblings) -> Carried:
     mixed = mixture("auto", choice, adapter, bases)
     evidence = {path: {**found, **_told(verdicts[path])} for path, found in mixed.evidence.items()}
     single = next(iter(whole.values())) if len(whole) == 1 else mixed
-    return Carried(adapter=single.adapter, evidence=evidence, left_out={**mixed.left_out, **nowhere})
+    _check_loss(evidence)
+    return Carried(
+        adapter=single.adapter, evidence=evidence, left_out={**mixed.left_out, **nowhere}, considered=considered
+    )
+
+
+def _check_loss(evidence: Mapping[str, Mapping[str, float | str]]) -> None:
+    errors = [float(told["error"]) for told in evidence.values() if "error" in told]
+    if errors and mean(errors) > MOST:
+        raise Refused(
+            f"Without data auto would lose {mean(errors):.0%} of the updates on average ({max(errors):.0%} at most): the target's weights "
+            "do not span them. data=…, unlabelled inputs of the kind the adapter is for, lets it choose among more methods."
+        )
 
 
 def _spaces(adapter: Adapter) -> dict[Way, str]:

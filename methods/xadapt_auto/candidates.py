@@ -10,9 +10,10 @@ from typing import Any
 from xadapt import registry
 from xadapt.contract import Adapter, Carried, Learner, Siblings, Transfer
 from xadapt.errors import did_you_mean
+from xadapt.folding import layers_of
 from xadapt.journal import within
 
-from .as_lora import LORA, Parts, as_lora, parts_of
+from .as_lora import LORA, FullRank, Parts, as_lora, parts_of
 
 TRAINING = "distil"
 NOT_MEANT = ("auto", TRAINING, "distil_input", "distil_output")  # where all candidates are meant: these train
@@ -24,7 +25,7 @@ class Candidate:
 
     name: str
     adapter: Adapter  # a LoRA for the target
-    parts: Parts = field(repr=False)
+    parts: Parts = field(repr=False)  # none of one that is whole or not at all, as DoRA
     evidence: Mapping[str, Mapping[str, float | str]] = field(repr=False)
     left_out: Mapping[str, str] = field(default_factory=dict)
 
@@ -93,7 +94,14 @@ def mixture(name: str, choice: Mapping[str, Candidate], adapter: Adapter, bases:
 
 
 def _candidate(name: str, carried: Carried, adapter: Adapter, bases: Siblings) -> Candidate:
-    parts = parts_of(carried.adapter, bases.target)
+    try:
+        parts = parts_of(carried.adapter, bases.target)
+    except FullRank:
+        if carried.adapter.kind != LORA:
+            raise
+        layers = [layer.path for layer in layers_of([carried.adapter], bases.target)]
+        told = {path: {"method": name, **carried.evidence.get(path, {})} for path in layers}
+        return Candidate(name, carried.adapter, {}, told, carried.left_out)
     plain = carried.adapter if carried.adapter.kind == LORA else as_lora(parts, bases.target, adapter)
     evidence = {path: {"method": name, **carried.evidence.get(path, {})} for path in parts}
     return Candidate(name, plain, parts, evidence, carried.left_out)
