@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,26 @@ class TestParametersOfTheBase:
             layer.self_attn.q_proj.bias = None
         with pytest.raises(ValueError, match=r"also changes the bias .*q_proj.*bias, which .* does not have"):
             relocate(adapter, Pair(open_base(self.biased()), open_base(target)))
+
+    def test_the_biases_of_other_layers_do_not_follow_to_other_blocks(self) -> None:
+        adapter = self.adapter(self.biased(), bias="all")
+        target: Any = self.biased()
+        target.model.layers.insert(0, copy.deepcopy(target.model.layers[0]))
+        lines = {f"model.layers.{n}.self_attn.q_proj": f"model.layers.{n + 1}.self_attn.q_proj" for n in range(2)}
+        with pytest.raises(ValueError, match=r"parameters of the base that lie in its file cannot follow: .*bias"):
+            relocate(adapter, Pair(open_base(self.biased()), open_base(target), lines))
+
+    def test_a_source_that_has_the_trained_biases_already(self) -> None:
+        """As the live model has after training: PEFT trains them in place."""
+        source: Any = self.biased()
+        adapter = self.adapter(source, bias="lora_only")
+        trained = self.biased()
+        with torch.no_grad():
+            for name, tensor in adapter.tensors.items():
+                if name.endswith("q_proj.base_layer.bias"):
+                    trained.get_parameter(name.replace(".base_layer", "")).copy_(tensor)
+        with pytest.raises(ValueError, match=r"has the trained biases of the adapter already"):
+            relocate(adapter, Pair(open_base(trained), open_base(self.biased(moved=1.0))))
 
     def test_a_norm_is_taken_along_whole(self) -> None:
         adapter = self.adapter(make_llama(), modules_to_save=["norm"])

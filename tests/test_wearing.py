@@ -9,15 +9,34 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from tests.conftest import make_llama
+from tests.conftest import make_gpt2, make_llama
 from tests.feature_models import adapted
 from tests.weight_models import lora_on
 from xadapt import InputAdaConfig
 from xadapt.contract import Adapter, Kind
 from xadapt.reading import detach
 from xadapt.wearing import wearing
+from xadapt_distil.attaching import attached
 
 Logits = Callable[[nn.Module], Tensor]
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_trained_biases_are_off_where_the_adapter_is(bias: str, logits: Logits) -> None:
+    """PEFT leaves them on the model, disabled or taken off."""
+    config = LoraConfig(r=2, target_modules=["c_attn"], bias=bias, fan_in_fan_out=True)
+    trained = adapted(make_gpt2(), config, std=0.2)
+    wanted, adapter = logits(trained), detach(trained)
+    model = make_gpt2()
+    bare = logits(model)
+    for put_on in (wearing(model, adapter), attached(model, config, adapter)):
+        with put_on as worn:
+            for _ in range(2):
+                torch.testing.assert_close(logits(worn), wanted)
+                with worn.disable_adapter():
+                    torch.testing.assert_close(logits(worn), bare)
+        torch.testing.assert_close(logits(model), bare)
+    assert not torch.allclose(wanted, bare)
 
 
 @pytest.mark.parametrize(

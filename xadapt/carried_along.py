@@ -24,7 +24,7 @@ def saved_modules(adapter: Adapter) -> dict[str, Tensor]:
 def layer_tensors(adapter: Adapter, base: Base, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """The adapter's tensors without what it brings along whole, and without what is the base's own."""
     config: Any = adapter.config
-    if getattr(config, "bias", "none") != "none":
+    if trained_biases(adapter, modules):
         raise ValueError(
             f"The adapter was trained with bias={config.bias!r}: it also changes biases of the base, which cannot be told "
             "from its file alone. Load it and use PEFT's merge_and_unload."

@@ -16,6 +16,7 @@ from xadapt.contract import Adapter, Carried, Siblings
 from xadapt.counterparts import Counterparts, Side, agrees, counterparts, shape_of
 from xadapt.errors import some
 from xadapt.layouts.names import in_base
+from xadapt.live_base import LiveBase
 from xadapt.peft_internals import check_target_module_exists, get_pattern_key
 
 _PLACES = ("layers_to_transform", "layers_pattern", "exclude_modules")  # said by target_modules, once it lists paths
@@ -46,7 +47,13 @@ def relocate(adapter: Adapter, bases: Siblings, agree: Side = "both") -> Carried
     if not biases:
         return _relocated(adapter, whole, bases, agree)
     dtype = adapter.tensors[next(iter(biases))].dtype
-    carried = _relocated(moved_biases(adapter, bases.source, -1, torch.float64), whole, bases, agree)
+    changes = moved_biases(adapter, bases.source, -1, torch.float64)
+    if isinstance(bases.source, LiveBase) and not any(changes.tensors[name].any() for name in biases):
+        raise ValueError(
+            f"{bases.source.name} has the trained biases of the adapter already, as a model that it was trained in does, so how they changed "
+            "cannot be told. Pass the base from its checkpoint as source."
+        )
+    carried = _relocated(changes, whole, bases, agree)
     return replace(carried, adapter=moved_biases(carried.adapter, bases.target, 1, dtype))
 
 
@@ -72,6 +79,11 @@ def _relocated(adapter: Adapter, whole: Collection[str], bases: Siblings, agree:
     same_names = all(path == place for path, place in to.found.items())
     if not to.left_out and same_names and not _targets_more(adapter.config, to.found.values(), bases):
         return Carried(adapter=replace(adapter, tensors=dict(adapter.tensors)))
+    if bound := [name for name in whole if owners[name] not in layers]:
+        raise ValueError(
+            f"The target has other names or shapes for some of the adapter's layers, and parameters of the base that lie in its file cannot "
+            f"follow: {some(bound)}. {_INSTEAD['modules_to_save']}"
+        )
     return Carried(adapter=_moved(adapter, owners, layers, to), left_out=to.left_out)
 
 
@@ -98,7 +110,7 @@ def _moved(adapter: Adapter, owners: Mapping[str, str | None], layers: Mapping[s
     tensors: dict[str, Tensor] = {}
     for name, tensor in adapter.tensors.items():
         path = owners[name]
-        if path is None or path not in layers:  # shared by all layers, or a bias of another
+        if path is None:  # shared by all layers
             tensors[name] = tensor
         elif layers[path] in to.found:
             tensors[to.found[layers[path]] + name.removeprefix(path)] = tensor

@@ -14,6 +14,7 @@ from xadapt.contract import Adapter
 from xadapt.evaluating import in_eval_mode
 from xadapt.kinds import PeftKind
 from xadapt.layouts.names import named_as_in
+from xadapt.own_biases import own_biases
 
 
 @contextmanager
@@ -35,8 +36,10 @@ def wearing(model: nn.Module, adapter: Adapter) -> Iterator[PeftModel]:
     attributes = set(vars(model))
     config, tensors = named_as_in(adapter.config, adapter.tensors, dict(model.named_modules()))
     try:
-        with in_eval_mode(model):
-            yield put_on(model, copy.deepcopy(config), tensors).requires_grad_(False)
+        with own_biases(model, config) as bare, in_eval_mode(model):
+            adapted = put_on(model, copy.deepcopy(config), tensors).requires_grad_(False)
+            bare(adapted)
+            yield adapted
     finally:  # not by PEFT's unload, which leaves modules_to_save in place, and nothing at all after a failed start
         for module, own in children.items():
             module._modules.clear()

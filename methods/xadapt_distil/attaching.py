@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from xadapt.attached import PREFIX, WIDE
 from xadapt.contract import Adapter
 from xadapt.errors import some
+from xadapt.own_biases import own_biases
 
 
 @contextmanager
@@ -28,12 +29,14 @@ def attached(network: nn.Module, config: PeftConfig, adapter: Adapter | None = N
     learning = {parameter: parameter.requires_grad for parameter in network.parameters()}
     model: Any = None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PEFT's, about how others may train it
-            model = get_peft_model(network, copy.deepcopy(config))
-            if adapter is not None:
-                _fill(model, adapter)
-        yield model
+        with own_biases(network, config) as bare:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of PEFT's, about how others may train it
+                model = get_peft_model(network, copy.deepcopy(config))
+                if adapter is not None:
+                    _fill(model, adapter)
+            bare(model)
+            yield model
     finally:
         if model is not None:
             model.unload()
