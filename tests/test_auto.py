@@ -96,6 +96,16 @@ class TestWithData:
         ):
             decide(lora_on(make_llama(), ["q_proj"]), make_llama(seed=1))
 
+    def test_a_target_that_has_it_already_is_refused(self) -> None:
+        """A second dose would look like the adapter's work."""
+        adapter = lora_on(make_llama(), ["q_proj", "v_proj"])
+        merged = make_llama()
+        with torch.no_grad():
+            for path, update in updates_on(adapter, merged).items():
+                merged.get_submodule(path).weight.add_(update)
+        with pytest.raises(Refused, match="the adapter was merged into it, and would count twice"):
+            decide(adapter, merged)
+
     def test_a_dora_is_copied_whole(self) -> None:
         """What it adds has full rank, so it is in no mixture, and no other method takes it apart."""
         config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
@@ -300,6 +310,9 @@ class TestThePolicy:
         assert self.choice({"copy": 0.5, "distil": 0.495}) == "distil"
         assert self.choice({"copy": 0.5, "distil": 0.48}) == "copy"
         assert self.choice({"aligned": 0.525, "distil": 0.5}) == "distil"
+
+    def test_what_gains_enough_is_not_refused_for_what_has_a_lead(self) -> None:
+        assert self.choice({"aligned": 0.16, "distil": 0.145}) == "aligned"
 
     def test_a_lead_gains_nothing(self) -> None:
         assert self.choice({"copy": 0.14}, gain=0.05) is None

@@ -68,6 +68,12 @@ class TestWithoutData:
         assert "the adapter was merged into it, and would count twice" in capsys.readouterr().err
         assert not (work / "twice").exists()
 
+    def test_a_target_that_has_a_little_of_it_is_none(self, work: Path) -> None:
+        xadapt.merge(work / "lora", work / "source", work / "little", weights=[0.1])
+        found = xadapt.check(work / "lora", work / "source", work / "little")
+        assert found.verdict == "carries"
+        assert [layer.update_in_drift for layer in found.layers] == pytest.approx([0.1] * 4, abs=1e-2)
+
     def test_another_width(self, work: Path) -> None:
         found = xadapt.check(work / "lora", work / "source", work / "wider")
         assert found.verdict == "needs data"

@@ -16,7 +16,7 @@ import xadapt
 from tests.conftest import make_llama
 from tests.feature_models import Mlp, adapted, load, mlp_batch, with_second
 from xadapt import InputAdaConfig
-from xadapt.patterns import settled, targeted
+from xadapt.patterns import first_key, settled, targeted
 
 Logits = Callable[[nn.Module], Tensor]
 TARGETS = ["q_proj", "v_proj"]
@@ -127,3 +127,13 @@ def test_parameters_have_patterns_too(tmp_path: Path) -> None:
 
 def test_it_asks_for_no_layers_where_no_order_is() -> None:
     assert settled(LoraConfig(rank_pattern={"q_proj": 2}), iter(lambda: pytest.fail("asked"), None)) == {}
+
+
+@pytest.mark.parametrize("path", ["a.q_proj", "a.1.q_proj", "q_proj", "a.xq_proj", "a.1.v_proj"])
+@pytest.mark.parametrize(
+    "keys", [["q_proj", r".*\.1\..*"], [r".*\.1\..*", "q_proj"], ["^a.q_proj"], ["v_proj", "1.v_proj"], []]
+)
+def test_the_first_key_is_peft_s(keys: list[str], path: str) -> None:
+    from peft.utils.other import get_pattern_key
+
+    assert (first_key(keys, path) or path) == get_pattern_key(keys, path)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from xadapt.errors import some
 from xadapt.matrix import LowRank
-from xadapt.peft_internals import check_target_module_exists, get_pattern_key
+from xadapt.patterns import first_key
+from xadapt.peft_internals import check_target_module_exists
 
 # Options under which lora_A and lora_B mean something else than s·B(Ax), or more than these two matter.
 VARIANTS = (
@@ -73,7 +74,8 @@ def alpha_of(config: Any, path: str) -> float:
 
 def _by_pattern(given: Mapping[str, Any] | None, path: str, default: Any) -> Any:
     patterns = given or {}
-    return patterns.get(get_pattern_key(list(patterns), path), default)
+    key = first_key(patterns, path)
+    return default if key is None else patterns[key]
 
 
 def factors_of(config: Any, tensors: Mapping[str, Tensor], inside: str = "") -> dict[str, Factors] | None:

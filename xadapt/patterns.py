@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
 
-from xadapt.peft_internals import check_target_module_exists, get_pattern_key
+from xadapt.peft_internals import check_target_module_exists
 
 PATTERNS = ("rank_pattern", "alpha_pattern")
 
@@ -50,5 +51,19 @@ def targeted(config: Any, modules: Mapping[str, nn.Module]) -> Iterator[str]:
 def _chosen(pattern: Mapping[str, Any], keys: Iterable[str], paths: Collection[str]) -> dict[str, Any]:
     """What the keys, in this order, give to each layer that one of them matches."""
     ordered = list(keys)
-    found = {path: get_pattern_key(ordered, path) for path in paths}
-    return {path: pattern[key] for path, key in found.items() if key in pattern}
+    found = {path: first_key(ordered, path) for path in paths}
+    return {path: pattern[key] for path, key in found.items() if key is not None}
+
+
+def first_key(keys: Iterable[str], path: str) -> str | None:
+    """The key of a pattern that PEFT takes for a layer, the first that matches the end of its path; None where none does.
+
+    PEFT's `get_pattern_key`, with each key compiled once: there are as many keys as layers in some files.
+    """
+    ordered = tuple(keys)
+    return next((key for key, found in zip(ordered, _compiled(ordered), strict=True) if found.match(path)), None)
+
+
+@lru_cache(maxsize=16)
+def _compiled(keys: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(rf"(.*\.)?({key})$") for key in keys)

@@ -54,6 +54,8 @@ def decide(options: Auto, adapter: Adapter, bases: Siblings, batches: Iterable[A
         given = continued(bases.source, adapter, given, options.continue_tokens)
     learning, judging = halves(given)
     report = measure(adapter, bases, learning)
+    if report.decision.merged:  # once more it would look like the adapter's work
+        raise Refused(f"{report.decision.why}.")
     tried = {name: attempt(name, adapter, bases, learning) for name in known(options.names, adapter)}
     made = {name: one for name, one in tried.items() if isinstance(one, Candidate)}
     if mixed := _by_layer(report, made, adapter, bases):

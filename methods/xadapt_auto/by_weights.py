@@ -41,6 +41,8 @@ def by_weights(options: Auto, adapter: Adapter, bases: Siblings) -> Carried:
         if layer.target is None
     }
     hopeless = [verdict for verdict in verdicts.values() if verdict.way not in ways]
+    if report.decision.merged:
+        raise Refused(f"{report.decision.why}.")
     if report.verdict == "refused" or hopeless:
         raise Refused(
             f"{report.decision.why}. auto measures more with data=…, unlabelled inputs of the kind the adapter is for; or name "
@@ -78,11 +80,11 @@ def by_weights(options: Auto, adapter: Adapter, bases: Siblings) -> Carried:
 
 
 def _check_loss(evidence: Mapping[str, Mapping[str, float | str]]) -> None:
-    errors = [float(told["error"]) for told in evidence.values() if "error" in told]
+    errors = [float(told.get("error", 0.0)) for told in evidence.values()]  # what is taken as it is loses nothing
     if errors and mean(errors) > MOST:
         raise Refused(
-            f"Without data auto would lose {mean(errors):.0%} of the updates on average ({max(errors):.0%} at most): the target's weights "
-            "do not span them. data=…, unlabelled inputs of the kind the adapter is for, lets it choose among more methods."
+            f"Without data auto would lose {mean(errors):.0%} of the updates on average ({max(errors):.0%} at most): the weights do not span "
+            "them. data=…, unlabelled inputs of the kind the adapter is for, lets it choose among more methods."
         )
 
 

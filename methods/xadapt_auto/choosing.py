@@ -25,13 +25,15 @@ def choose(scores: Mapping[str, float], *, lead: Mapping[str, float], bare: floa
     """
     if not scores:
         return Choice(None, "No candidate could carry the adapter.")
-    best = max(scores, key=lambda name: (scores[name] + lead.get(name, 0.0), lead.get(name, 0.0)))
-    if scores[best] - bare < gain:
+    worth = [name for name, score in scores.items() if score - bare >= gain]
+    if not worth:
+        best = max(scores, key=lambda name: scores[name])
         return Choice(
             None,
             f"The best candidate, {best}, agrees with the adapter's work on its source by {scores[best]:.3f}, and the bare target by "
             f"{bare:.3f}: less than {gain} is gained.",
         )
+    best = max(worth, key=lambda name: (scores[name] + lead.get(name, 0.0), lead.get(name, 0.0)))
     rivals = {name: score for name, score in scores.items() if name != best}
     if not rivals:
         return Choice(best, f"agreement {scores[best]:.3f}, bare {bare:.3f}")

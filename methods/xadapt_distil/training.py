@@ -54,9 +54,10 @@ def train(run: Run, batches: Iterable[Any]) -> list[float]:
     for step in track(todo, "distilling") if accelerator.is_main_process else todo:
         for group in stepper.param_groups:
             group["lr"] = options.lr * rate(step, options.steps)
+        given = list(islice(stream, options.gradient_accumulation_steps))
         with torch.random.fork_rng():
             torch.manual_seed(options.seed + 1 + step)
-            loss = sum(_parts(run, student, stream, accelerator))
+            loss = sum(_parts(run, student, given, accelerator))
         if not math.isfinite(loss):
             raise ValueError(
                 f"The loss at step {step} is {loss}. Lower the learning rate (lr={options.lr}), or load the bases in bfloat16 or "
@@ -76,13 +77,12 @@ def train(run: Run, batches: Iterable[Any]) -> list[float]:
     return losses
 
 
-def _parts(run: Run, student: Any, stream: Iterator[dict[str, Any]], accelerator: Accelerator) -> Iterator[float]:
+def _parts(run: Run, student: Any, batches: list[dict[str, Any]], accelerator: Accelerator) -> Iterator[float]:
     """The shares of a step's loss, one for each of its batches, with the gradients of each added up."""
-    count = run.options.gradient_accumulation_steps
-    for left in reversed(range(count)):
+    for number, batch in enumerate(batches, 1):
         # Processes tell each other their gradients once, when they have all of a step's.
-        with accelerator.no_sync(student) if left else nullcontext():
-            loss = loss_on(run, student, next(stream)) / count
+        with accelerator.no_sync(student) if number < len(batches) else nullcontext():
+            loss = loss_on(run, student, batch) / len(batches)
             accelerator.backward(loss)
         yield loss.item()
 

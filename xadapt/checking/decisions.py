@@ -47,6 +47,11 @@ class Decision:
     layers: tuple[LayerVerdict, ...]
 
     @property
+    def merged(self) -> bool:
+        """Whether the target has updates of the adapter in its weights already."""
+        return any(layer.way == "there already" for layer in self.layers)
+
+    @property
     def ways(self) -> dict[Way, int]:
         """How many layers go each way, the most frequent first."""
         return dict(Counter(layer.way for layer in self.layers).most_common())
@@ -72,9 +77,10 @@ def decide_layer(one: LayerMeasures, limits: Thresholds) -> LayerVerdict:
         return LayerVerdict("nowhere", one.reason)
     if not one.fits:
         return LayerVerdict("train", one.reason)
-    if one.drift_along_update is not None and one.drift_along_update >= limits.merged:
+    along, share = one.drift_along_update, one.update_in_drift
+    if along is not None and share is not None and min(along, share) >= limits.merged:
         return LayerVerdict(
-            "there already", f"the target's weights moved along this update (cosine {one.drift_along_update:.2f})"
+            "there already", f"the target's weights moved along this update (cosine {along:.2f}), by {share:.0%} of it"
         )
     inputs, outputs, by = _distances(one)
     if inputs is not None and outputs is not None:
@@ -141,8 +147,7 @@ def _overall(layers: Sequence[LayerVerdict], limits: Thresholds) -> tuple[Verdic
     lost = ways["nowhere"]
     if lost and lost >= limits.refused * count:
         return "refused", f"the target has no counterpart for {lost} of {count} layers"
-    merged = ways["there already"]
-    if merged and merged >= limits.refused * count:
+    if merged := ways["there already"]:
         return "refused", (
             f"the target's weights have the updates of {merged} of {count} layers in them already: the adapter was merged into it, and "
             "would count twice"

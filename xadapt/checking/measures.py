@@ -47,6 +47,9 @@ class LayerMeasures:
     drift_along_update: float | None = None
     """cos(W′ − W, ΔW): near 1 where the adapter has been merged into the target already."""
 
+    update_in_drift: float | None = None
+    """⟨W′ − W, ΔW⟩ / ‖ΔW‖²: how much of the update is there, 1 for all."""
+
     inputs_moved: float | None = None
     """‖x′ − x‖ / ‖x‖ over the data: how far what the layer reads moved, feature by feature."""
 

@@ -44,8 +44,9 @@ def weight_likeness(source: Tensor, target: Tensor) -> WeightLikeness:
     )
 
 
-def drift_along(source: Tensor, target: Tensor, update: Matrix) -> float | None:
-    """cos(W′ − W, ΔW) of two weights (out, n) and an update of that shape; None where one of the two is zero."""
+def drift_along(source: Tensor, target: Tensor, update: Matrix) -> tuple[float, float] | None:
+    """cos(W′ − W, ΔW) of two weights (out, n) and an update of that shape, and ⟨W′ − W, ΔW⟩ / ‖ΔW‖²; None where one of the two is
+    zero."""
     inner = apart = change = 0.0
     for one, other, rows in zip(torch.split(source, ROWS), torch.split(target, ROWS), strips(update), strict=True):
         moved, added = other.to(rows.device).double() - one.to(rows.device).double(), rows.double()
@@ -53,7 +54,7 @@ def drift_along(source: Tensor, target: Tensor, update: Matrix) -> float | None:
         apart += float(moved.square().sum())
         change += float(added.square().sum())
     size = (apart * change) ** 0.5
-    return inner / size if size else None
+    return (inner / size, inner / change) if size else None
 
 
 def leading_subspaces(weight: Tensor, directions: int = DIRECTIONS, seed: int = 0) -> tuple[Tensor, Tensor]:

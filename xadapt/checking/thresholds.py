@@ -31,7 +31,7 @@ class Thresholds:
     """An adapter whose update, for its layer's weight, grows or shrinks by more than this factor on the target is out of scale."""
 
     merged: float = 0.5
-    """A cosine of drift and update from this on means that the target's weights have the update in them already."""
+    """A cosine of drift and update from this on, and this share of the update in the drift, mean that the target has it already."""
 
     refused: float = 0.5
     """The share of the adapter's layers without a way to carry them from which on the whole is refused."""

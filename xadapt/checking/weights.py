@@ -64,6 +64,7 @@ def _measure(layer: Layer, bases: Siblings, there: Mapping[str, Layer]) -> Layer
     alike = weight_likeness(own, its)
     (left, right), (left_there, right_there) = leading_subspaces(own), leading_subspaces(its)
     update = layer.update(here).matrix
+    along = drift_along(own, its, update)
     found = replace(
         found,
         weight_drift=alike.drift,
@@ -71,7 +72,8 @@ def _measure(layer: Layer, bases: Siblings, there: Mapping[str, Layer]) -> Layer
         inputs_overlap=overlap(right, right_there),
         outputs_overlap=overlap(left, left_there),
         update_share=_ratio(math.sqrt(update.energy), alike.norm),
-        drift_along_update=drift_along(own, its, update),
+        drift_along_update=along[0] if along else None,
+        update_in_drift=along[1] if along else None,
     )
     if target is None:
         return found

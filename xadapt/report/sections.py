@@ -21,6 +21,7 @@ _MEASURES = {
     "update_share_there": "‖ΔW′‖/‖W′‖",
     "update_change": "change of ΔW",
     "drift_along_update": "drift along ΔW",
+    "update_in_drift": "ΔW in the drift",
     "inputs_moved": "inputs moved",
     "outputs_moved": "outputs moved",
     "inputs_cka": "CKA inputs",
