@@ -225,6 +225,8 @@ class TestRefusals:
             xadapt.transfer(*given, "copy", out=tmp_path / "out", ridge=0.1)
         with pytest.raises(ValueError, match="needs no data"):
             xadapt.transfer(*given, "copy", out=tmp_path / "out", data=IDS)
+        with pytest.raises(ValueError, match="needs no data"):
+            xadapt.plan_transfer(*given, "copy", out=tmp_path / "out", data=IDS)
         assert nothing_in(tmp_path)
 
     def test_an_interrupted_write_leaves_nothing(

@@ -24,7 +24,7 @@ from xadapt.cli.options import (
     show_progress,
 )
 from xadapt.cli.tables import WHOLE, Names, narrowed, numbers, table_of, too_wide
-from xadapt.layer_names import grouped, merged, pattern_of, wording_of
+from xadapt.layer_names import grouped, merged, pattern_of, plainly, wording_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,7 +112,8 @@ def _print_tables(console: Console, judged: Sequence[tuple[LayerMeasures, LayerV
     """A line for layers that differ in their numbers and have one verdict; what was measured of weights, and of features."""
     names = Names([(layer.source, layer.target) for layer, _ in judged])
     several = len({_way(verdict) for _, verdict in judged}) > 1
-    groups = grouped(judged, lambda one: (pattern_of(one[0].source), pattern_of(one[0].target or ""), _way(one[1])))
+    alike = grouped(judged, lambda one: (pattern_of(one[0].source), pattern_of(one[0].target or ""), _way(one[1])))
+    groups = [part for group in alike for part in plainly(group, lambda one: (one[0].source, one[0].target))]
     together = len(groups) < len(judged)
 
     def table(measures: Mapping[str, str], spread: bool, width: int) -> Table:

@@ -267,6 +267,8 @@ def _prepare(
             f"The method {method!r} learns from data: pass data=… (--data), a text or JSONL file, a folder of pictures or what else "
             "xadapt.data.open_data takes. No labels are needed."
         )
+    if data is not None and not isinstance(step, Learner):
+        raise ValueError(f"The method {method!r} needs no data; leave data out, or choose one that learns.")
     opened = None if source is None else open_for(source, component, allow_pickle, variant)
     if opened is not None and isinstance(read.kind, PeftKind):
         read = without_base_tensors(read, opened)
@@ -309,8 +311,6 @@ def _carry(job: _Job, out: Path, data: Any, neutral: Any, amount: Amount, tokeni
                 batches = beside(batches, _neutral(neutral, source, job.bases.target, amount, tokenizer))
             said = batches.said
         step = step.fit(job.adapter, job.bases, batches)
-    elif data is not None:
-        raise ValueError(f"The method {job.method.name!r} needs no data; leave data out, or choose one that learns.")
     elif told := [*amount.chosen("samples", "max_tokens", "batch"), *(["tokenizer"] if tokenizer is not None else [])]:
         raise ValueError(
             f"{some(told)} says how data is read, and no data was given: pass data=…, or leave {some(told)} out."
