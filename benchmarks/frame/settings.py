@@ -135,7 +135,7 @@ def override(settings: T, options: Mapping[str, type], arguments: Sequence[str],
     for kind in options.values():
         parser.add_class_arguments(kind, as_group=True)
     taken = {each.name for kind in options.values() for each in dataclasses.fields(kind)}
-    clash = taken & {each.name for each in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    clash = taken & {each.name for each in dataclasses.fields(settings)}  # type: ignore[arg-type]  # T is a dataclass
     if clash:
         raise ValueError(f"{type(settings).__name__} may not have the fields {sorted(clash)}: the run has them.")
     parser.add_class_arguments(type(settings), as_group=True)
@@ -146,7 +146,7 @@ def override(settings: T, options: Mapping[str, type], arguments: Sequence[str],
         name: from_plain(kind, {each.name: given[each.name] for each in dataclasses.fields(kind)})
         for name, kind in options.items()
     }
-    own = {each.name: given[each.name] for each in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    own = {each.name: given[each.name] for each in dataclasses.fields(settings)}  # type: ignore[arg-type]  # T is a dataclass
     return from_plain(type(settings), own), built
 
 
@@ -181,10 +181,10 @@ def _within_tables(settings: T, arguments: Sequence[str]) -> tuple[T, list[str]]
     """Applies `--field.key.rest value` for fields that are dictionaries, which jsonargparse takes only as a whole."""
     tables = {
         each.name
-        for each in dataclasses.fields(settings)  # type: ignore[arg-type]
+        for each in dataclasses.fields(settings)  # type: ignore[arg-type]  # T is a dataclass
         if isinstance(getattr(settings, each.name), dict)
     }
-    content: dict[str, Any] = dataclasses.asdict(settings)  # type: ignore[call-overload]
+    content: dict[str, Any] = dataclasses.asdict(settings)  # type: ignore[call-overload]  # likewise
     rest, words = [], iter(arguments)
     for word in words:
         path, equals, value = word.removeprefix("--").partition("=")

@@ -31,7 +31,10 @@ class Fit(Generic[T]):
 
 def grid(start: T, **values: Sequence[Any]) -> list[T]:
     """`start`, a dataclass, with every combination of these values of its fields; `start` itself comes first."""
-    made = [replace(start, **dict(zip(values, chosen, strict=True))) for chosen in product(*values.values())]  # type: ignore[type-var]
+    made = [
+        replace(start, **dict(zip(values, chosen, strict=True)))  # type: ignore[type-var]  # T is a dataclass
+        for chosen in product(*values.values())
+    ]
     return [start, *(one for one in made if one != start)]
 
 

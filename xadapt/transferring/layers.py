@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 from torch import nn
 
@@ -47,7 +48,7 @@ def planned_layers(adapter: Adapter, bases: Siblings) -> tuple[PlannedLayer, ...
 
 
 def _bytes(module: nn.Module) -> int:
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     if not hasattr(weight, "element_size"):
         return 0
-    return prod(shape_of(module)) * int(weight.element_size())  # type: ignore[union-attr]
+    return prod(shape_of(module)) * int(weight.element_size())

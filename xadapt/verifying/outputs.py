@@ -38,8 +38,9 @@ def answer(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
             f"{type(network).__name__} does not take the data's batches ({', '.join(batch)}): {error}"
         ) from error
     for name in ("logits", "sample"):
-        if isinstance(getattr(result, name, None), Tensor):
-            return getattr(result, name)  # type: ignore[no-any-return]
+        found = getattr(result, name, None)
+        if isinstance(found, Tensor):
+            return found
     if isinstance(result, tuple) and result and isinstance(result[0], Tensor):
         return result[0]
     raise ValueError(
